@@ -1,0 +1,45 @@
+# The commands of this repository. `make demo` and `make test` need Python 3.11 or newer and nothing else.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test check test-comfyui bench format lock clean
+
+setup: $(READY)
+
+$(READY): requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one with make PYTHON=...") if sys.version_info < (3, 11) else None'
+	@echo "Installing into .venv …"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## one clip from the sandbox, in out/demo.mp4
+	@$(BIN)/ltx demo --out out/demo.mp4
+
+test: setup ## every test that needs no ComfyUI
+	$(BIN)/pytest
+
+check: setup ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+test-comfyui: setup ## the contract on a real ComfyUI with tiny weights (COMFYUI_DIR)
+	$(BIN)/pytest tests/contract tests/comfyui --engine comfyui --timeout 300
+
+bench: setup ## the worker's own time for a warm job, on the sandbox
+	$(BIN)/python bench/overhead.py --engine sandbox --jobs 30 --json out/overhead-sandbox.json
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## make both lock files again; needs uv
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+clean:
+	rm -rf .venv out .pytest_cache .ruff_cache
