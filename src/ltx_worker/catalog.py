@@ -1,0 +1,124 @@
+"""The model files of each family, as data, and which of them a ComfyUI offers.
+
+File names live in `catalog.toml` alone. A workflow binds a role ("distilled_checkpoint"); the
+installed file for it is looked up here, so a caller can never name a path.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+Variant = Literal["fp8", "fp16"]
+
+_CATALOG = Path(__file__).with_name("catalog.toml")
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One published file. `bytes` is its size; `name` is how ComfyUI lists it."""
+
+    family: str
+    role: str
+    repository: str
+    path: str
+    folder: str
+    bytes: int
+    variant: Variant | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name, without the folders of its repository."""
+        return PurePosixPath(self.path).name
+
+    def serves(self, family: str, role: str) -> bool:
+        """Whether this file can play `role` for `family`."""
+        return self.role == role and self.family in (family, "any")
+
+    def describe(self) -> str:
+        """Name, size and source, as error messages show it."""
+        return f"{self.name} ({self.bytes / 1e9:.1f} GB, {self.repository}, folder {self.folder})"
+
+
+@dataclass(frozen=True)
+class LoaderInput:
+    """A loader node's input that lists the files of one of ComfyUI's model folders."""
+
+    node_class: str
+    input: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All known model files, in order of preference, and the loader inputs that list them."""
+
+    files: tuple[ModelFile, ...]
+    loaders: tuple[LoaderInput, ...]
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The model families, in the catalogue's order."""
+        return tuple(dict.fromkeys(f.family for f in self.files if f.family != "any"))
+
+    def candidates(self, family: str, role: str, variant: Variant | None) -> list[ModelFile]:
+        """The files that can play `role` for `family`; only those of `variant` if one is given."""
+        return [
+            file
+            for file in self.files
+            if file.serves(family, role)
+            and (variant is None or file.variant is None or file.variant == variant)
+        ]
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The catalogue's files that a ComfyUI offers: (folder, name) pairs."""
+
+    catalog: Catalog
+    offered: frozenset[tuple[str, str]]
+    variant: Variant | None = None
+
+    @classmethod
+    def from_node_info(
+        cls, catalog: Catalog, node_info: Mapping[str, Any], variant: Variant | None = None
+    ) -> Inventory:
+        """Read what the loader nodes of ComfyUI's `/object_info` offer."""
+        offered = {
+            (loader.folder, name)
+            for loader in catalog.loaders
+            for name in _options(node_info, loader)
+        }
+        return cls(catalog, frozenset(offered), variant)
+
+    def find(self, family: str, role: str) -> ModelFile | None:
+        """The first offered file for `role`, or None."""
+        candidates = self.catalog.candidates(family, role, self.variant)
+        return next((f for f in candidates if (f.folder, f.name) in self.offered), None)
+
+    def missing(self, family: str, roles: Iterable[str]) -> list[ModelFile]:
+        """For each role without an offered file, the file to install."""
+        return [
+            self.catalog.candidates(family, role, self.variant)[0]
+            for role in roles
+            if self.find(family, role) is None
+        ]
+
+
+def _options(node_info: Mapping[str, Any], loader: LoaderInput) -> list[str]:
+    """The values a loader's combo input takes; empty when the class or input is absent."""
+    inputs = node_info.get(loader.node_class, {}).get("input", {}).get("required", {})
+    spec = inputs.get(loader.input, [[]])
+    return spec[0] if isinstance(spec[0], list) else spec[1].get("options", [])
+
+
+@cache
+def load_catalog() -> Catalog:
+    """Read `catalog.toml`."""
+    data = tomllib.loads(_CATALOG.read_text(encoding="utf-8"))
+    loaders = (LoaderInput(row["class"], row["input"], row["folder"]) for row in data["loaders"])
+    return Catalog(tuple(ModelFile(**row) for row in data["files"]), tuple(loaders))
