@@ -1,0 +1,1 @@
+"""Workflow templates: loading, binding and checking graphs against the node schema."""
