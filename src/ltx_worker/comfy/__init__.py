@@ -1,0 +1,1 @@
+"""ComfyUI as a server: its HTTP surface, its events, one prompt's execution, its process."""
