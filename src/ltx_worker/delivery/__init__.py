@@ -1,0 +1,1 @@
+"""The finished clip: read for what it is, then handed over."""

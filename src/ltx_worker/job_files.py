@@ -1,0 +1,85 @@
+"""The files of one job: where its inputs lie for ComfyUI, where its outputs are read, their end.
+
+Names are ours: everything of a job lies in one folder named by a random token, in ComfyUI's input
+and output folders and in a temporary one, and is gone on exit whatever happened (invariants 6, 8).
+Without shared folders, files travel over HTTP; ComfyUI then keeps its copies.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+
+from ltx_worker.comfy.client import ComfyClient, OutputFile
+from ltx_worker.errors import ComfyFailed
+
+_log = logging.getLogger(__name__)
+_FOLDER = "ltx2"
+
+
+class JobFiles:
+    """Use as a context manager, one a job."""
+
+    def __init__(
+        self, client: ComfyClient, input_dir: Path | None, output_dir: Path | None
+    ) -> None:
+        self._client = client
+        self._input_dir = input_dir
+        self._output_dir = output_dir
+        self._subfolder = f"{_FOLDER}/{secrets.token_hex(8)}"
+        self._temporary = Path(tempfile.mkdtemp(prefix="ltx2-"))
+
+    def __enter__(self) -> JobFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._remove(self._temporary)
+        for folder in (self._input_dir, self._output_dir):
+            if folder is not None:
+                self._remove(folder / self._subfolder)
+
+    @property
+    def filename_prefix(self) -> str:
+        """What ComfyUI's save nodes get, so that they write into the job's folder."""
+        return f"{self._subfolder}/clip"
+
+    def input_path(self, name: str) -> Path:
+        """Where to write an input file called `name`; `publish` it afterwards."""
+        folder = self._temporary
+        if self._input_dir is not None:
+            folder = self._input_dir / self._subfolder
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder / name
+
+    def publish(self, path: Path) -> str:
+        """Make an input file known to ComfyUI; returns the name its load nodes take."""
+        if self._input_dir is None:
+            self._client.upload(path, self._subfolder)
+        return f"{self._subfolder}/{path.name}"
+
+    def collect(self, file: OutputFile) -> Path:
+        """An output file as a path; raises `ComfyFailed` when it is not there."""
+        if self._output_dir is not None and file.type == "output":
+            path = self._output_dir / file.subfolder / file.filename
+            if not path.resolve().is_relative_to(self._output_dir.resolve()):
+                raise ComfyFailed("ComfyUI reported a file outside its output folder")
+            if path.is_file():
+                return path
+        else:
+            path = self._temporary / "output"
+            with path.open("wb") as target:
+                if self._client.download(file, target):
+                    return path
+        raise ComfyFailed("ComfyUI reported a clip that does not exist")
+
+    @staticmethod
+    def _remove(folder: Path) -> None:
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            _log.warning("job.files_left folder=%s", folder.name, exc_info=True)

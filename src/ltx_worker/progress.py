@@ -1,0 +1,116 @@
+"""How far a job is, from ComfyUI's events and the workflow's stage map.
+
+The share of each stage is data of the workflow; within a stage the sampler's steps count. Percent
+and stage never go back: ComfyUI may run the nodes of a later stage early.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TypedDict
+
+from ltx_worker.comfy.events import Cached, Ended, Event, Executed, Executing, Progress, Started
+from ltx_worker.workflow.template import Stage
+
+_MIN_INTERVAL_S = 1.0
+
+
+class JobProgress(TypedDict):
+    """What a caller gets while a job runs; stages and steps count from 1, times in seconds."""
+
+    stage: int
+    stages: int
+    name: str
+    step: int
+    steps: int
+    percent: int
+    elapsed_s: float
+    remaining_s: float | None
+
+
+OnProgress = Callable[[JobProgress], None]
+
+
+class ProgressTracker:
+    """Turns events into at most one `JobProgress` a second, and times the stages."""
+
+    def __init__(self, stages: Sequence[Stage], on_progress: OnProgress | None) -> None:
+        self._stages = stages
+        self._on_progress = on_progress
+        self._stage_of = {node: i for i, stage in enumerate(stages) for node in stage.node_ids}
+        self._started = time.monotonic()
+        self._queue_left: float | None = None
+        self._last_report = float("-inf")
+        self._current = 0
+        self._fraction = 0.0
+        self._running: tuple[int, float] | None = None
+        self._seconds = [0.0] * len(stages)
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds between submission and ComfyUI's start of the prompt."""
+        return 0.0 if self._queue_left is None else self._queue_left - self._started
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds spent in each stage's nodes, in the workflow's order."""
+        return {
+            stage.name: round(seconds, 3)
+            for stage, seconds in zip(self._stages, self._seconds, strict=True)
+        }
+
+    def on_event(self, event: Event) -> None:
+        """Take in one event of this job's prompt."""
+        now = time.monotonic()
+        match event:
+            case Started():
+                self._queue_left = now
+            case Executing(node_id=node_id):
+                self._enter(self._stage_of.get(node_id), now)
+                self._report(now, 0, 0)
+            case Progress(node_id=node_id, value=value, maximum=maximum):
+                stage = self._stage_of.get(node_id)
+                if stage == self._current and maximum > 0:
+                    self._fraction = max(self._fraction, value / maximum)
+                self._report(now, value, maximum)
+            case Ended():
+                self._enter(None, now)
+            case Cached() | Executed():
+                pass
+
+    def _enter(self, stage: int | None, now: float) -> None:
+        """A node of `stage` starts, or the prompt is over: the time since then was its own."""
+        if self._running is not None:
+            index, since = self._running
+            self._seconds[index] += now - since
+        self._running = None if stage is None else (stage, now)
+        if stage is not None and stage > self._current:
+            self._current, self._fraction = stage, 0.0
+
+    def _report(self, now: float, step: int, steps: int) -> None:
+        if self._on_progress is None or not self._stages:
+            return
+        if now - self._last_report < _MIN_INTERVAL_S:
+            return
+        self._last_report = now
+        done = self._done()
+        elapsed_s = now - self._started
+        self._on_progress(
+            JobProgress(
+                stage=self._current + 1,
+                stages=len(self._stages),
+                name=self._stages[self._current].name,
+                step=step,
+                steps=steps,
+                percent=int(100 * done),
+                elapsed_s=round(elapsed_s, 1),
+                remaining_s=round(elapsed_s * (1 - done) / done, 1) if done else None,
+            )
+        )
+
+    def _done(self) -> float:
+        """The share of the work that is done, from 0 to 1."""
+        shares = [stage.share for stage in self._stages]
+        before = sum(shares[: self._current])
+        return (before + self._fraction * shares[self._current]) / sum(shares)

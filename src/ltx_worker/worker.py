@@ -1,0 +1,259 @@
+"""The pipeline: one job in, one clip out.
+
+Invariant 1: a job ends in exactly one of a result whose clip was probed, or one coded error.
+Neither torch nor RunPod's SDK is imported here or below.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from ltx_worker import __version__
+from ltx_worker.catalog import Inventory, load_catalog
+from ltx_worker.comfy.client import ComfyClient, History
+from ltx_worker.comfy.execution import execute
+from ltx_worker.comfy.process import wait_until_ready
+from ltx_worker.delivery.inline import encode
+from ltx_worker.delivery.probe import ClipFacts, check, probe
+from ltx_worker.errors import (
+    ComfyFailed,
+    InternalError,
+    JobError,
+    ModelMissing,
+    WorkflowMismatch,
+)
+from ltx_worker.job_files import JobFiles
+from ltx_worker.media.fetch import read_media
+from ltx_worker.media.normalise import write_image
+from ltx_worker.progress import OnProgress, ProgressTracker
+from ltx_worker.recipes import load_recipe
+from ltx_worker.request import GenerateRequest, Offer, WorkflowOffer, parse_request
+from ltx_worker.result import GenerateResult, Metadata, OutputEntry, Timings
+from ltx_worker.settings import Settings
+from ltx_worker.stop import StopSignal
+from ltx_worker.workflow.nodes import explain, validate
+from ltx_worker.workflow.template import Graph, Template, load_templates
+from ltx_worker.workflow.values import model_roles, render
+
+_log = logging.getLogger(__name__)
+
+# Job ids become prompt ids under this namespace: a job delivered twice finds its own prompt.
+_PROMPT_NAMESPACE = uuid.UUID("5a1c3f0e-2f3b-5d7c-9f53-6c7478320001")
+
+
+class Worker:
+    """Runs jobs on the ComfyUI of `settings`. `start` it before the first job."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Load the workflows; raises `WorkflowMismatch` when one and its bindings disagree."""
+        self._settings = settings
+        self._client = ComfyClient(settings.comfy_url)
+        self._templates = load_templates(settings.workflows_dir)
+        self._catalog = load_catalog()
+        self._inventory = Inventory(self._catalog, frozenset())
+        self._offer = Offer({}, self._catalog.families, (), settings.max_frames)
+        self._engine = "unknown"
+
+    def start(self) -> None:
+        """Wait for ComfyUI, check every workflow against its nodes and see which models it has.
+
+        Raises `ComfyUnavailable` or `WorkflowMismatch`.
+        """
+        wait_until_ready(self._client, self._settings.comfy_start_timeout_s)
+        self._engine = self._client.system_stats()["system"].get("engine", "comfyui")
+        node_info = self._client.node_info()
+        for template in self._templates.values():
+            _check_nodes(template, node_info)
+        self._inventory = Inventory.from_node_info(self._catalog, node_info, self._settings.variant)
+        self._offer = self._make_offer()
+        _log.info(
+            "worker.ready engine=%s models=%s workflows=%s",
+            self._engine,
+            ",".join(self._offer.installed) or "none",
+            ",".join(template.name for template in self._templates.values()),
+        )
+
+    def close(self) -> None:
+        """Close the connections to ComfyUI."""
+        self._client.close()
+
+    def new_stop_signal(self) -> StopSignal:
+        """The deadline of a job that arrives now."""
+        return StopSignal(self._settings.job_timeout_s)
+
+    def run(
+        self,
+        job: Mapping[str, Any],
+        stop: StopSignal | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> GenerateResult:
+        """Run one job of RunPod's form `{"id", "input"}`; raises only `JobError`."""
+        started = time.monotonic()
+        job_id = str(job.get("id") or uuid.uuid4())
+        try:
+            result = self._run(
+                job_id, job.get("input"), stop or self.new_stop_signal(), on_progress
+            )
+        except JobError as error:
+            _log.info("job.failed id=%s code=%s seconds=%.2f", job_id, error.code, _since(started))
+            raise
+        except Exception as error:
+            _log.exception("job.crashed id=%s", job_id)
+            raise InternalError("The worker failed; its log has the details") from error
+        _log.info("job.done id=%s seconds=%.2f", job_id, result.timings.total_s)
+        return result
+
+    def _run(
+        self, job_id: str, job_input: Any, stop: StopSignal, on_progress: OnProgress | None
+    ) -> GenerateResult:
+        """The five steps. The job's files and its history are gone after them, however they end."""
+        started = time.monotonic()
+        prompt_id = str(uuid.uuid5(_PROMPT_NAMESPACE, job_id))
+        with self._files() as files:
+            request = self._parse(job_input)
+            request, image_name = self._place_image(request, files, stop)
+            template, graph = self._render(request, files, image_name)
+            inputs_s = _since(started)
+            tracker = ProgressTracker(template.stages, on_progress)
+            try:
+                history = execute(self._client, graph, prompt_id, stop, tracker.on_event)
+                made = time.monotonic()
+                facts, video = self._deliver(history, template, request, files)
+            finally:
+                self._forget(prompt_id)
+        timings = Timings(
+            inputs_s=round(inputs_s, 4),
+            queue_s=round(tracker.queue_s, 4),
+            comfy_s=history.execution_s,
+            stages=tracker.stage_seconds,
+            encode_s=round(_since(made), 4),
+            upload_s=0.0,
+            total_s=round(_since(started), 4),
+        )
+        return GenerateResult(
+            video=video,
+            outputs=[_entry(request, facts)],
+            metadata=self._metadata(request, facts),
+            timings=timings,
+            warnings=list(request.warnings),
+        )
+
+    def _files(self) -> JobFiles:
+        settings = self._settings
+        return JobFiles(self._client, settings.comfy_input_dir, settings.comfy_output_dir)
+
+    def _parse(self, job_input: Any) -> GenerateRequest:
+        """Step 1; a worker without any model says so instead of blaming the request."""
+        if not self._offer.installed:
+            first = next(iter(self._templates.values()))
+            family = self._catalog.families[0]
+            roles = model_roles(first, load_recipe(family, first.quality))
+            needed = "; ".join(f.describe() for f in self._inventory.missing(family, roles))
+            raise ModelMissing(f"This worker has no complete model; {family} needs {needed}")
+        return parse_request(job_input, self._offer)
+
+    def _place_image(
+        self, request: GenerateRequest, files: JobFiles, stop: StopSignal
+    ) -> tuple[GenerateRequest, str | None]:
+        """Step 2: the picture in ComfyUI's input folder, and the size that follows from it."""
+        if request.image is None:
+            return request, None
+        data = read_media(request.image, "image", self._settings.max_image_bytes, stop)
+        path = files.input_path("image.png")
+        size = write_image(data, "image", path)
+        return request.fitted_to(size), files.publish(path)
+
+    def _render(
+        self, request: GenerateRequest, files: JobFiles, image_name: str | None
+    ) -> tuple[Template, Graph]:
+        """Step 3: the workflow for the request, with every value in it."""
+        template = self._templates[request.mode, request.quality]
+        graph = render(
+            template,
+            request,
+            load_recipe(request.family, request.quality),
+            self._inventory,
+            filename_prefix=files.filename_prefix,
+            image_name=image_name,
+        )
+        return template, graph
+
+    def _deliver(
+        self, history: History, template: Template, request: GenerateRequest, files: JobFiles
+    ) -> tuple[ClipFacts, str]:
+        """Step 5: the clip, read for what it is and encoded for the answer."""
+        clip = next((f for f in history.files if f.node_id == template.output_id), None)
+        if clip is None:
+            raise ComfyFailed("ComfyUI reported success without a clip")
+        path = files.collect(clip)
+        facts = probe(path)
+        check(facts, request)
+        return facts, encode(path, self._settings.max_response_bytes)
+
+    def _forget(self, prompt_id: str) -> None:
+        """Take the job's graph, with its prompt, out of ComfyUI's history."""
+        try:
+            self._client.forget(prompt_id)
+        except JobError:
+            _log.warning("comfy.history_kept prompt=%s", prompt_id)
+
+    def _make_offer(self) -> Offer:
+        workflows = {
+            key: WorkflowOffer(template.takes, template.passes)
+            for key, template in self._templates.items()
+        }
+        installed = tuple(
+            family
+            for family in self._catalog.families
+            if any(self._is_complete(family, template) for template in self._templates.values())
+        )
+        return Offer(workflows, self._catalog.families, installed, self._settings.max_frames)
+
+    def _is_complete(self, family: str, template: Template) -> bool:
+        roles = model_roles(template, load_recipe(family, template.quality))
+        return not self._inventory.missing(family, roles)
+
+    def _metadata(self, request: GenerateRequest, facts: ClipFacts) -> Metadata:
+        checkpoint = load_recipe(request.family, request.quality).models["checkpoint"]
+        file = self._inventory.find(request.family, checkpoint)
+        return Metadata(
+            seed=request.seed,
+            mode=request.mode,
+            model=request.family,
+            variant=(file and file.variant) or "unknown",
+            quality=request.quality,
+            width=facts.width,
+            height=facts.height,
+            fps=facts.fps,
+            num_frames=facts.num_frames,
+            duration_s=facts.duration_s,
+            has_audio=facts.audio_codec is not None,
+            audio_sample_rate=facts.audio_sample_rate,
+            engine=self._engine,
+            worker_version=__version__,
+        )
+
+
+def _check_nodes(template: Template, node_info: Mapping[str, Any]) -> None:
+    """Refuse a workflow that this ComfyUI's nodes would not take."""
+    validation = validate(template.graph, node_info)
+    problems = explain(validation.error, validation.node_errors, template.graph)
+    if problems:
+        raise WorkflowMismatch(f"Workflow {template.name}: " + "; ".join(problems))
+
+
+def _entry(request: GenerateRequest, facts: ClipFacts) -> OutputEntry:
+    return OutputEntry(
+        filename=f"ltx2-{request.mode}-{request.seed}.{request.output.format}",
+        mime_type="video/mp4",
+        bytes=facts.bytes,
+        sha256=facts.sha256,
+    )
+
+
+def _since(moment: float) -> float:
+    return time.monotonic() - moment
