@@ -1,0 +1,242 @@
+"""`ltx`: try the worker on this machine, or send a job to one that runs.
+
+ltx demo       start an engine and the handler here, send one job, write the clip
+ltx generate   send one job to a running worker
+ltx schema     print the JSON Schema of the request or the result
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ltx_worker import engines
+from ltx_worker.errors import JobError
+from ltx_worker.job_client import (
+    JobFailed,
+    LocalWorker,
+    OnProgress,
+    RunPodEndpoint,
+    progress_sink,
+    save_video,
+)
+from ltx_worker.progress import JobProgress
+from ltx_worker.request_fields import RequestFields
+from ltx_worker.result import GenerateResult
+
+_DEMO_PROMPT = "A lighthouse on a cliff at dusk, waves breaking below, gulls calling"
+# Request fields that have an option of their own; --set takes any other.
+_TEXT_OPTIONS = ("mode", "model", "quality", "resolution", "aspect_ratio", "negative_prompt")
+_NUMBER_OPTIONS = {"duration": float, "num_frames": int, "fps": float, "seed": int}
+
+_console = Console(stderr=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command; exits with status 1 and one line when it fails."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except JobFailed as failure:
+        _print_failure(failure)
+        sys.exit(1)
+    except (JobError, OSError) as error:
+        _console.print(f"[red]{error}[/red]", highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ltx", description="LTX-2 worker: try it, call it.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="start everything here, send one job, write the clip")
+    demo.add_argument("prompt", nargs="?", default=_DEMO_PROMPT)
+    demo.add_argument("--engine", choices=("sandbox", "comfyui"), default="sandbox")
+    demo.add_argument(
+        "--comfyui-dir",
+        type=Path,
+        default=os.environ.get("COMFYUI_DIR"),
+        help="ComfyUI's folder, for --engine comfyui; default COMFYUI_DIR",
+    )
+    demo.add_argument(
+        "--comfyui-option",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="an option for ComfyUI's main.py, such as --comfyui-option=--lowvram; repeatable",
+    )
+    _add_job_options(demo)
+    demo.set_defaults(command=_demo)
+
+    generate = commands.add_parser("generate", help="send one job to a running worker")
+    generate.add_argument("prompt")
+    target = generate.add_mutually_exclusive_group()
+    target.add_argument("--url", default="http://127.0.0.1:8000", help="a local handler's address")
+    target.add_argument(
+        "--endpoint", metavar="ID", help="a RunPod serverless endpoint; needs RUNPOD_API_KEY"
+    )
+    _add_job_options(generate)
+    generate.set_defaults(command=_generate)
+
+    schema = commands.add_parser("schema", help="print the contract as JSON Schema")
+    schema.add_argument("part", nargs="?", choices=("request", "result"), default="request")
+    schema.set_defaults(command=_schema)
+    return parser
+
+
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image", type=Path, help="a picture for image to video")
+    for name in _TEXT_OPTIONS:
+        parser.add_argument(f"--{name.replace('_', '-')}")
+    for name, kind in _NUMBER_OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=JSON",
+        help="any other field of the request; repeatable",
+    )
+    parser.add_argument("--out", type=Path, default=Path("out/demo.mp4"), help="the clip's file")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    job_input = _job_input(arguments)
+    with (
+        tempfile.TemporaryDirectory(prefix="ltx-demo-") as folder,
+        _progress_bar() as on_progress,
+        progress_sink(on_progress) as sink_url,
+    ):
+        _console.print(f"Starting the {arguments.engine} engine and the handler …")
+        started = time.monotonic()
+        with (
+            _engine(arguments, Path(folder)) as engine,
+            engines.handler(
+                engine.environment | {"RUNPOD_WEBHOOK_POST_OUTPUT": sink_url}
+            ) as worker_url,
+        ):
+            _console.print(f"Ready after {time.monotonic() - started:.1f} s; sending the job")
+            output = LocalWorker(worker_url).run(job_input, on_progress)
+    _finish(output, arguments.out)
+
+
+def _engine(
+    arguments: argparse.Namespace, folder: Path
+) -> contextlib.AbstractContextManager[engines.Engine]:
+    if arguments.engine == "sandbox":
+        return engines.sandbox(folder)
+    if arguments.comfyui_dir is None:
+        raise OSError("--engine comfyui needs --comfyui-dir or COMFYUI_DIR")
+    return engines.comfyui(Path(arguments.comfyui_dir), folder, arguments.comfyui_option)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    if arguments.endpoint is None:
+        worker = LocalWorker(arguments.url)
+    elif key := os.environ.get("RUNPOD_API_KEY"):
+        worker = RunPodEndpoint(arguments.endpoint, key)
+    else:
+        raise OSError("--endpoint needs the environment variable RUNPOD_API_KEY")
+    with _progress_bar() as on_progress:
+        output = worker.run(_job_input(arguments), on_progress)
+    _finish(output, arguments.out)
+
+
+def _schema(arguments: argparse.Namespace) -> None:
+    model = RequestFields if arguments.part == "request" else GenerateResult
+    print(json.dumps(model.model_json_schema(), indent=2))
+
+
+def _job_input(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The request that the options describe."""
+    job_input: dict[str, Any] = {"prompt": arguments.prompt}
+    for name in (*_TEXT_OPTIONS, *_NUMBER_OPTIONS):
+        if getattr(arguments, name) is not None:
+            job_input[name] = getattr(arguments, name)
+    if arguments.image is not None:
+        job_input["image"] = base64.b64encode(arguments.image.read_bytes()).decode("ascii")
+    for assignment in arguments.set:
+        name, _, value = assignment.partition("=")
+        try:
+            job_input[name] = json.loads(value)
+        except ValueError:
+            job_input[name] = value
+    return job_input
+
+
+@contextlib.contextmanager
+def _progress_bar() -> Generator[OnProgress]:
+    """A live bar on the terminal, fed by the worker's progress."""
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[steps]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=_console, transient=True) as bar:
+        task = bar.add_task("", total=100, steps="", visible=False)
+
+        def on_progress(progress: JobProgress) -> None:
+            steps = f"step {progress['step']}/{progress['steps']}" if progress["steps"] else ""
+            bar.update(
+                task,
+                description=f"{progress['stage']}/{progress['stages']} {progress['name']}",
+                completed=progress["percent"],
+                steps=steps,
+                visible=True,
+            )
+
+        yield on_progress
+
+
+def _finish(output: Mapping[str, Any], path: Path) -> None:
+    save_video(output, path)
+    result = GenerateResult.model_validate(output, strict=False)
+    made = Table(title=str(path), title_justify="left", show_header=False)
+    for name, value in result.metadata.model_dump().items():
+        made.add_row(name, str(value))
+    made.add_row("bytes", f"{result.outputs[0].bytes:,}")
+    times = Table(title="Where the time went", title_justify="left", show_header=False)
+    timings = result.timings
+    rows = {"Inputs": timings.inputs_s, "Queue": timings.queue_s} | timings.stages
+    rows |= {"Check and encode": timings.encode_s, "Total": timings.total_s}
+    for name, seconds in rows.items():
+        times.add_row(name, f"{seconds:.2f} s")
+    _console.print(made)
+    _console.print(times)
+    for warning in result.warnings:
+        _console.print(f"[yellow]Warning:[/yellow] {warning}", highlight=False)
+
+
+def _print_failure(failure: JobFailed) -> None:
+    error: Mapping[str, Any] = failure.error or {}
+    code = f"{error['code']}: " if "code" in error else ""
+    details: list[dict[str, str]] = error.get("details", [])
+    if len(details) > 1:
+        _console.print(f"[red]{code}the request has {len(details)} problems[/red]")
+        for detail in details:
+            _console.print(f"  {detail['field']}: {detail['message']}", highlight=False)
+    else:
+        _console.print(f"[red]{code}{failure}[/red]", highlight=False)
+    if error.get("hint"):
+        _console.print(error["hint"], highlight=False)
+
+
+if __name__ == "__main__":
+    main()
