@@ -1,0 +1,48 @@
+"""A real ComfyUI with tiny random weights on the CPU, as an engine like any other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ltx_worker import engines
+
+_HERE = Path(__file__).parent
+_CACHE = Path.home() / ".cache" / "ltx-worker"
+_FOLDERS = ("checkpoints", "loras", "text_encoders", "latent_upscale_models")
+
+
+def comfyui_dir() -> Path:
+    """Where ComfyUI lies: `COMFYUI_DIR`, else the cache folder."""
+    return Path(os.environ.get("COMFYUI_DIR") or _CACHE / "ComfyUI")
+
+
+@contextmanager
+def tiny_comfyui(folder: Path) -> Generator[engines.Engine]:
+    """ComfyUI with both families' tiny weights, its other files under `folder`."""
+    comfyui = comfyui_dir()
+    python = engines.comfyui_python(comfyui)
+    models = _CACHE / "tiny-models"
+    maker = [str(python), str(_HERE / "tiny_weights.py")]
+    subprocess.run([*maker, "--comfyui", str(comfyui), "--models", str(models)], check=True)
+    paths = folder / "extra_model_paths.yaml"
+    rows = "".join(f"  {name}: {name}\n" for name in _FOLDERS)
+    paths.write_text(
+        f"tiny:\n  base_path: {models}\n  is_default: true\n{rows}"
+        f"nodes:\n  custom_nodes: {_HERE / 'custom_nodes'}\n"
+    )
+    frontend = folder / "frontend"
+    frontend.mkdir()
+    options = [
+        *("--extra-model-paths-config", str(paths)),
+        *("--front-end-root", str(frontend)),
+        "--disable-api-nodes",
+        "--use-pytorch-cross-attention",
+        "--disable-all-custom-nodes",
+        *("--whitelist-custom-nodes", "ltx_tiny_gemma"),
+    ]
+    with engines.comfyui(comfyui, folder, options, python) as engine:
+        yield engine
