@@ -13,7 +13,8 @@ from typing import TypedDict
 from ltx_worker.comfy.events import Cached, Ended, Event, Executed, Executing, Progress, Started
 from ltx_worker.workflow.template import Stage
 
-_MIN_INTERVAL_S = 1.0
+# So much has to pass before a pace can be told.
+_MIN_ELAPSED_S = 1.0
 
 
 class JobProgress(TypedDict):
@@ -33,7 +34,7 @@ OnProgress = Callable[[JobProgress], None]
 
 
 class ProgressTracker:
-    """Turns events into at most one `JobProgress` a second, and times the stages."""
+    """Turns each event into a `JobProgress`, and times the stages."""
 
     def __init__(self, stages: Sequence[Stage], on_progress: OnProgress | None) -> None:
         self._stages = stages
@@ -41,7 +42,6 @@ class ProgressTracker:
         self._stage_of = {node: i for i, stage in enumerate(stages) for node in stage.node_ids}
         self._started = time.monotonic()
         self._queue_left: float | None = None
-        self._last_report = float("-inf")
         self._current = 0
         self._fraction = 0.0
         self._running: tuple[int, float] | None = None
@@ -91,9 +91,6 @@ class ProgressTracker:
     def _report(self, now: float, step: int, steps: int) -> None:
         if self._on_progress is None or not self._stages:
             return
-        if now - self._last_report < _MIN_INTERVAL_S:
-            return
-        self._last_report = now
         done = self._done()
         elapsed_s = now - self._started
         self._on_progress(
@@ -105,7 +102,7 @@ class ProgressTracker:
                 steps=steps,
                 percent=int(100 * done),
                 elapsed_s=round(elapsed_s, 1),
-                remaining_s=round(elapsed_s * (1 - done) / done, 1) if done else None,
+                remaining_s=_remaining(elapsed_s, done),
             )
         )
 
@@ -114,3 +111,10 @@ class ProgressTracker:
         shares = [stage.share for stage in self._stages]
         before = sum(shares[: self._current])
         return (before + self._fraction * shares[self._current]) / sum(shares)
+
+
+def _remaining(elapsed_s: float, done: float) -> float | None:
+    """Seconds still to go at the pace so far; None while too little has passed to tell."""
+    if elapsed_s < _MIN_ELAPSED_S or not done:
+        return None
+    return round(elapsed_s * (1 - done) / done, 1)

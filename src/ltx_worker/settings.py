@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _REPOSITORY = Path(__file__).parents[2]
@@ -74,3 +74,22 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least severity that is logged."
     )
+
+
+class InvalidSettings(Exception):
+    """Variables of the environment that make no sense, each named with the reason."""
+
+
+def load_settings() -> Settings:
+    """Read the environment; raises `InvalidSettings`."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        wrong = [f"{_variable(str(e['loc'][0]))}: {e['msg']}" for e in found]
+        raise InvalidSettings("; ".join(wrong)) from error
+
+
+def _variable(name: str) -> str:
+    """The variable of a field; pydantic names it where the field has an alias of its own."""
+    return f"LTX2_{name.upper()}" if name in Settings.model_fields else name

@@ -1,0 +1,147 @@
+"""Importing, starting and observing the worker, without an engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ltx_worker.comfy.events import Cached, Ended, Executing, Progress, Started
+from ltx_worker.errors import ComfyUnavailable, WorkflowMismatch
+from ltx_worker.progress import JobProgress, ProgressTracker
+from ltx_worker.settings import InvalidSettings, Settings, load_settings
+from ltx_worker.stop import StopSignal
+from ltx_worker.worker import Worker
+from ltx_worker.workflow.template import Stage
+
+IMPORT = """
+import sys, time
+started = time.perf_counter()
+import ltx_worker.worker
+print(time.perf_counter() - started, *(name in sys.modules for name in ("torch", "runpod")))
+"""
+
+
+def test_importing_the_worker_is_quick_and_light() -> None:
+    """The pipeline loads in under half a second, without torch and without RunPod's SDK."""
+    # The best of three: the first run may read every file from disk.
+    runs = [
+        subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
+        for _ in range(3)
+    ]
+    seconds = min(float(run.stdout.split()[0]) for run in runs)
+    assert seconds < 0.5
+    assert runs[0].stdout.split()[1:] == ["False", "False"]
+
+
+def test_a_worker_without_an_engine_does_not_start() -> None:
+    """Nothing listening at the address is said so, after the time that the setting allows."""
+    worker = Worker(Settings(comfy_url="http://127.0.0.1:9", comfy_start_timeout_s=0.2))
+    with pytest.raises(ComfyUnavailable, match=r"did not answer within 0\.2 s"):
+        worker.start()
+    worker.close()
+
+
+def test_a_worker_whose_workflow_is_broken_is_not_made(tmp_path: Path) -> None:
+    """A workflow and bindings that disagree are found before anything is started."""
+    settings = Settings()
+    bindings = (settings.workflows_dir / "t2v_fast.toml").read_text()
+    (tmp_path / "t2v_fast.toml").write_text(bindings)
+    graph = (settings.workflows_dir / "t2v_fast.json").read_text()
+    (tmp_path / "t2v_fast.json").write_text(graph.replace('"title": "Prompt"', '"title": "P"'))
+    with pytest.raises(WorkflowMismatch, match="binding prompt"):
+        Worker(Settings(workflows_dir=tmp_path))
+
+
+def test_an_empty_workflow_folder_is_refused(tmp_path: Path) -> None:
+    """A wrong folder is an error at start, not a worker that refuses every job."""
+    with pytest.raises(WorkflowMismatch, match="no workflows"):
+        Worker(Settings(workflows_dir=tmp_path))
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables carry the prefix, but for the address of ComfyUI; empty ones count as unset."""
+    monkeypatch.setenv("LTX2_MAX_FRAMES", "121")
+    monkeypatch.setenv("COMFY_URL", "http://comfy:8188")
+    monkeypatch.setenv("LTX2_VARIANT", "")
+    settings = Settings()
+    assert (settings.max_frames, settings.comfy_url, settings.variant) == (
+        121,
+        "http://comfy:8188",
+        None,
+    )
+
+
+@pytest.mark.parametrize(("name", "value"), [("MAX_FRAMES", "0"), ("VARIANT", "int4")])
+def test_settings_out_of_range_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """A value that makes no sense stops the worker at start."""
+    monkeypatch.setenv(f"LTX2_{name}", value)
+    with pytest.raises(InvalidSettings, match=f"LTX2_{name}: Input should be"):
+        load_settings()
+
+
+# ---- progress -----------------------------------------------------------------------------------
+
+STAGES = (
+    Stage("Loading models", 10, frozenset({"1", "2"})),
+    Stage("Diffusion", 60, frozenset({"3"})),
+    Stage("Encoding", 30, frozenset({"4"})),
+)
+
+
+def test_progress_counts_stages_and_steps() -> None:
+    """Each report names the stage and the step, and how much of the whole is done."""
+    reports: list[JobProgress] = []
+    tracker = ProgressTracker(STAGES, reports.append)
+    for event in (
+        Started("p"),
+        Cached("p", frozenset({"1"})),
+        Executing("p", "3"),
+        Progress("p", "3", 1, 8),
+        Progress("p", "3", 2, 8),
+    ):
+        tracker.on_event(event)
+    assert [(r["stage"], r["stages"], r["name"]) for r in reports] == [(2, 3, "Diffusion")] * 3
+    assert [(r["step"], r["steps"]) for r in reports] == [(0, 0), (1, 8), (2, 8)]
+    assert [r["percent"] for r in reports] == [10, 17, 25]
+
+
+def test_progress_never_goes_back() -> None:
+    """A loader that ComfyUI runs late does not reset the stage."""
+    reports: list[JobProgress] = []
+    tracker = ProgressTracker(STAGES, reports.append)
+    for event in (
+        Executing("p", "1"),
+        Executing("p", "3"),
+        Progress("p", "3", 6, 8),
+        Executing("p", "2"),
+        Progress("p", "3", 3, 8),
+        Executing("p", "4"),
+        Progress("p", "3", 8, 8),
+        Ended("p"),
+    ):
+        tracker.on_event(event)
+    percents = [report["percent"] for report in reports]
+    assert percents == sorted(percents)
+    assert percents[-1] == 70
+    assert [report["stage"] for report in reports] == [1, 2, 2, 2, 2, 3, 3]
+
+
+def test_stages_are_timed_by_their_nodes() -> None:
+    """Every stage of the workflow is in the timings, also one that did not run."""
+    tracker = ProgressTracker(STAGES, None)
+    for event in (Executing("p", "3"), Executing("p", "4"), Ended("p")):
+        tracker.on_event(event)
+    assert list(tracker.stage_seconds) == ["Loading models", "Diffusion", "Encoding"]
+    assert tracker.stage_seconds["Loading models"] == 0
+
+
+def test_a_stop_signal_waits_no_longer_than_it_may() -> None:
+    """A wait ends with the job's time, by the deadline's error."""
+    stop = StopSignal(0.05)
+    with pytest.raises(Exception, match=r"limit of 0\.05 s"):
+        stop.sleep(60)

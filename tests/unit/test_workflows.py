@@ -1,0 +1,288 @@
+"""The workflow files: their bindings, and the graphs that come out of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ltx_worker.catalog import Inventory, load_catalog
+from ltx_worker.errors import ModelMissing, WorkflowMismatch
+from ltx_worker.geometry import AUDIO_LATENTS_PER_SECOND
+from ltx_worker.recipes import load_recipe
+from ltx_worker.request import Offer, WorkflowOffer, parse_request
+from ltx_worker.settings import Settings
+from ltx_worker.workflow.nodes import explain, load_node_schema, validate
+from ltx_worker.workflow.template import Graph, Template, load_template, load_templates
+from ltx_worker.workflow.values import render
+
+WORKFLOWS = Settings().workflows_dir
+TEMPLATES = load_templates(WORKFLOWS)
+CATALOG = load_catalog()
+EVERYTHING = Inventory(CATALOG, frozenset((f.folder, f.name) for f in CATALOG.files))
+OFFER = Offer(
+    {key: WorkflowOffer(t.takes, t.passes) for key, t in TEMPLATES.items()},
+    CATALOG.families,
+    CATALOG.families,
+    505,
+)
+FAMILIES = CATALOG.families
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"num_frames": 9, "resolution": "128x128"},
+    {"num_frames": 505, "resolution": "1440p", "fps": 60},
+    {"fps": 23.976, "num_frames": 121},
+    {"fps": 29.97, "duration": 3, "aspect_ratio": "9:16"},
+    {"seed": 2**53 - 1, "negative_prompt": "rain"},
+    {"seed": 0, "aspect_ratio": "21:9", "image_strength": 0.5},
+]
+
+
+def render_for(
+    template: Template, family: str, options: dict[str, Any], inventory: Inventory = EVERYTHING
+) -> tuple[Graph, Any]:
+    """The graph of a request for `template`, and the request."""
+    fields = {"prompt": "canary words", "model": family, "quality": template.quality} | options
+    if "image" in template.takes:
+        fields["image"] = "https://example.com/a.png"
+    else:
+        fields.pop("image_strength", None)
+    request = parse_request(fields, OFFER)
+    graph = render(
+        template,
+        request,
+        load_recipe(family, template.quality),
+        inventory,
+        filename_prefix="ltx2/job/clip",
+        image_name="ltx2/job/image.png" if "image" in template.takes else None,
+    )
+    return graph, request
+
+
+def nodes_of(graph: Graph, node_class: str) -> list[dict[str, Any]]:
+    return [node["inputs"] for node in graph.values() if node["class_type"] == node_class]
+
+
+def schema_with_models() -> dict[str, Any]:
+    """The recorded node schema, its loaders offering the catalogue's files."""
+    schema = copy.deepcopy(dict(load_node_schema()))
+    for loader in CATALOG.loaders:
+        names = [file.name for file in CATALOG.files if file.folder == loader.folder]
+        spec = schema[loader.node_class]["input"]["required"][loader.input]
+        if isinstance(spec[0], list):
+            spec[0] = names
+        else:
+            spec[1]["options"] = names
+    return schema
+
+
+def test_every_workflow_family_and_option_passes_the_node_schema() -> None:
+    """No rendered graph would be refused by ComfyUI's validation."""
+    schema = schema_with_models()
+    checked = 0
+    for template, family, options in product(TEMPLATES.values(), FAMILIES, OPTIONS):
+        graph, _ = render_for(template, family, options)
+        result = validate(graph, schema)
+        assert explain(result.error, result.node_errors, graph) == []
+        assert result.good_outputs == (template.output_id,)
+        checked += 1
+    assert checked == len(TEMPLATES) * len(FAMILIES) * len(OPTIONS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=lambda t: t.name)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(o) or "defaults")
+def test_frames_sound_and_rate_agree_everywhere(
+    template: Template, family: str, options: dict[str, Any]
+) -> None:
+    """Video latent, audio latent, conditioning and container are told of the same clip."""
+    graph, request = render_for(template, family, options)
+    (video,) = nodes_of(graph, "EmptyLTXVLatentVideo")
+    (audio,) = nodes_of(graph, "LTXVEmptyLatentAudio")
+    assert video["length"] == request.num_frames
+    assert video["length"] % 8 == 1
+    assert (video["width"] * 2, video["height"] * 2) == (request.size.width, request.size.height)
+    audio_s = audio["frames_number"] / audio["frame_rate"]
+    assert 0 <= audio_s - request.duration_s < 1 / AUDIO_LATENTS_PER_SECOND
+    assert nodes_of(graph, "LTXVConditioning")[0]["frame_rate"] == request.fps
+    assert nodes_of(graph, "CreateVideo")[0]["fps"] == request.fps
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=lambda t: t.name)
+def test_the_family_and_the_quality_choose_the_files(template: Template, family: str) -> None:
+    """Fast loads the distilled checkpoint alone; pro the dev one, with its LoRA in pass two."""
+    graph, _ = render_for(template, family, {})
+    names = {inputs["ckpt_name"] for inputs in nodes_of(graph, "CheckpointLoaderSimple")}
+    names |= {inputs["ckpt_name"] for inputs in nodes_of(graph, "LTXVAudioVAELoader")}
+    names |= {inputs["ckpt_name"] for inputs in nodes_of(graph, "LTXAVTextEncoderLoader")}
+    role = {"fast": "distilled_checkpoint", "pro": "dev_checkpoint"}[template.quality]
+    found = EVERYTHING.find(family, role)
+    assert found is not None
+    assert names == {found.name}
+    loras = nodes_of(graph, "LoraLoaderModelOnly")
+    assert len(loras) == (1 if template.quality == "pro" else 0)
+    if loras:
+        assert loras[0]["strength_model"] == {"ltx-2": 1.0, "ltx-2.3": 0.5}[family]
+        second_pass = next(n for n in nodes_of(graph, "CFGGuider") if n["cfg"] == 1.0)
+        assert graph[second_pass["model"][0]]["class_type"] == "LoraLoaderModelOnly"
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=lambda t: t.name)
+def test_both_passes_draw_different_noise_from_the_one_seed(template: Template) -> None:
+    """The second pass follows from the caller's seed and differs from the first."""
+    graph, _ = render_for(template, "ltx-2", {"seed": 41})
+    seeds = {inputs["noise_seed"] for inputs in nodes_of(graph, "RandomNoise")}
+    assert seeds == {41, 42}
+
+
+def test_what_the_caller_says_overrides_the_recipe() -> None:
+    """A negative prompt and an image strength of the request replace the recipe's."""
+    template = TEMPLATES["i2v", "pro"]
+    graph, _ = render_for(template, "ltx-2", {"negative_prompt": "rain", "image_strength": 0.4})
+    assert "rain" in {inputs["text"] for inputs in nodes_of(graph, "CLIPTextEncode")}
+    strengths = [inputs["strength"] for inputs in nodes_of(graph, "LTXVImgToVideoInplace")]
+    assert strengths == [0.4, 1.0]
+    graph, _ = render_for(template, "ltx-2.3", {})
+    strengths = [inputs["strength"] for inputs in nodes_of(graph, "LTXVImgToVideoInplace")]
+    assert strengths == [0.7, 1.0]
+
+
+def test_rendering_leaves_the_template_as_it_was() -> None:
+    """A job's values do not reach the next job's graph."""
+    template = TEMPLATES["t2v", "fast"]
+    before = json.dumps(template.graph)
+    render_for(template, "ltx-2.3", {"seed": 7})
+    assert json.dumps(template.graph) == before
+
+
+def test_a_missing_file_is_named_with_its_size_and_source() -> None:
+    """A family of which one file is absent says which, how large and from where."""
+    dev = "ltx-2-19b-dev"
+    offered = frozenset(pair for pair in EVERYTHING.offered if not pair[1].startswith(dev))
+    with pytest.raises(ModelMissing) as failure:
+        render_for(TEMPLATES["t2v", "pro"], "ltx-2", {}, Inventory(CATALOG, offered))
+    assert "ltx-2-19b-dev-fp8.safetensors (27.1 GB, Lightricks/LTX-2" in failure.value.message
+
+
+def test_the_variant_decides_between_two_files() -> None:
+    """With both precisions installed, the setting chooses; without it, the first listed."""
+    fp16 = Inventory(CATALOG, EVERYTHING.offered, "fp16").find("ltx-2", "dev_checkpoint")
+    unset = EVERYTHING.find("ltx-2", "dev_checkpoint")
+    assert fp16 is not None
+    assert unset is not None
+    assert (fp16.variant, unset.variant) == ("fp16", "fp8")
+
+
+# ---- a workflow and its bindings that disagree --------------------------------------------------
+
+
+@pytest.fixture
+def workflow(tmp_path: Path) -> Path:
+    """A copy of the t2v workflow to spoil; the path of its TOML file."""
+    for suffix in (".json", ".toml"):
+        source = (WORKFLOWS / "t2v_fast").with_suffix(suffix)
+        (tmp_path / "copy").with_suffix(suffix).write_text(source.read_text())
+    return tmp_path / "copy.toml"
+
+
+def edit_graph(workflow: Path, change: Any) -> None:
+    path = workflow.with_suffix(".json")
+    graph = json.loads(path.read_text())
+    change(graph)
+    path.write_text(json.dumps(graph))
+
+
+def test_a_binding_that_matches_no_node_is_refused_by_name(workflow: Path) -> None:
+    """A renamed node is named together with the binding that misses it."""
+
+    def rename(graph: Graph) -> None:
+        next(n for n in graph.values() if n["_meta"]["title"] == "Prompt")["_meta"]["title"] = "P"
+
+    edit_graph(workflow, rename)
+    with pytest.raises(WorkflowMismatch, match=r"copy: binding prompt .*'Prompt'.*but no node"):
+        load_template(workflow)
+
+
+def test_a_binding_that_matches_two_nodes_is_refused_by_name(workflow: Path) -> None:
+    """Two nodes of one title and class are named by their ids."""
+
+    def double(graph: Graph) -> None:
+        graph["99"] = copy.deepcopy(
+            next(n for n in graph.values() if n["_meta"]["title"] == "Prompt")
+        )
+
+    edit_graph(workflow, double)
+    with pytest.raises(WorkflowMismatch, match=r"binding prompt .*2 nodes \(ids \d+, 99\)"):
+        load_template(workflow)
+
+
+def test_a_binding_to_an_input_that_is_not_there_is_refused(workflow: Path) -> None:
+    """An input that is absent, or linked to another node, cannot be written."""
+    text = workflow.read_text()
+    workflow.write_text(text.replace('input = "text" }', 'input = "words" }'))
+    with pytest.raises(WorkflowMismatch, match=r"input words of node 'Prompt'.*does not exist"):
+        load_template(workflow)
+    workflow.write_text(text.replace('input = "text" }', 'input = "clip" }'))
+    with pytest.raises(WorkflowMismatch, match=r"input clip .* is linked"):
+        load_template(workflow)
+
+
+def test_moved_node_ids_change_nothing(workflow: Path) -> None:
+    """A workflow exported again, with other ids in another order, binds as before."""
+
+    def renumber(graph: Graph) -> None:
+        ids = {old: str(1000 - int(old)) for old in graph}
+        moved = {
+            ids[old]: node
+            | {
+                "inputs": {
+                    k: [ids[v[0]], v[1]] if isinstance(v, list) else v
+                    for k, v in node["inputs"].items()
+                }
+            }
+            for old, node in reversed(graph.items())
+        }
+        graph.clear()
+        graph.update(moved)
+
+    edit_graph(workflow, renumber)
+    graph, _ = render_for(load_template(workflow), "ltx-2", {"seed": 5})
+    assert {inputs["noise_seed"] for inputs in nodes_of(graph, "RandomNoise")} == {5, 6}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "cannot be read"),
+        ('{"nodes": [], "links": []}', "API format"),
+        ("[]", "API format"),
+    ],
+)
+def test_a_file_that_is_no_api_workflow_is_refused(
+    workflow: Path, content: str, words: str
+) -> None:
+    """Broken JSON and the editor's own format are told apart from a workflow."""
+    workflow.with_suffix(".json").write_text(content)
+    with pytest.raises(WorkflowMismatch, match=words):
+        load_template(workflow)
+
+
+def test_two_workflows_for_one_mode_and_quality_are_refused(workflow: Path) -> None:
+    """Which of two would run must not depend on their file names."""
+    for suffix in (".json", ".toml"):
+        (workflow.parent / f"twin{suffix}").write_text(workflow.with_suffix(suffix).read_text())
+    with pytest.raises(WorkflowMismatch, match="copy and twin are both t2v at fast"):
+        load_templates(workflow.parent)
+
+
+def test_every_sampler_and_save_node_has_a_stage() -> None:
+    """Progress and timings cover the nodes that take the time."""
+    slow = {"SamplerCustomAdvanced", "VAEDecodeTiled", "SaveVideo", "CheckpointLoaderSimple"}
+    for template in TEMPLATES.values():
+        staged = frozenset[str]().union(*(stage.node_ids for stage in template.stages))
+        assert {i for i, n in template.graph.items() if n["class_type"] in slow} <= staged
