@@ -124,8 +124,8 @@ def test_the_result_says_where_the_time_went(run_job: RunJob, engine_name: str) 
     """Stages are timed by name, and the engine that made the clip is named."""
     output = run_job(SMALL | {"seed": 1234})["output"]
     timings = output["timings"]
-    assert timings["stages"]["Diffusion, first pass"] > 0
-    assert sum(timings["stages"].values()) <= timings["total_s"]
+    assert "Diffusion, first pass" in timings["stages"]
+    assert 0 < sum(timings["stages"].values()) <= timings["total_s"]
     assert 0 < timings["comfy_s"] <= timings["total_s"]
     assert output["metadata"]["engine"] == engine_name
 
