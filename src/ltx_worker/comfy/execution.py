@@ -26,11 +26,11 @@ _log = logging.getLogger(__name__)
 
 # How long one wait for a frame lasts: the stop signal is checked this often.
 _RECEIVE_TIMEOUT_S = 1.0
-# After so long without a frame the truth is asked for. Longer than most steps, so that a healthy
-# run costs no extra request.
-_SILENCE_S = 5.0
-# ComfyUI may answer nothing while it loads a model; longer than this it is taken for gone.
-_UNREACHABLE_S = 60.0
+# After so long without a frame the truth is asked for: two cheap requests.
+_SILENCE_S = 3.0
+# A ComfyUI that refuses connections for so long is taken for gone. One that accepts and does not
+# answer, as while it loads a model, gets at least one request's timeout more.
+_UNREACHABLE_S = 10.0
 # An interrupt takes effect after the current sampling step.
 _IDLE_WAIT_S = 15.0
 _IDLE_POLL_S = 0.05
@@ -109,6 +109,8 @@ class _Socket:
     def _drop(self) -> None:
         if self._connection is not None:
             self._connection.close(timeout=0)
+            # A connection that is lost already is not closed by `close`.
+            self._connection.shutdown()
             self._connection = None
 
 

@@ -1,0 +1,123 @@
+"""The worker on an engine that misbehaves: a result or a coded error, and a clean engine after."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+
+import pytest
+import requests
+from tests.conftest import SMALL, settings_for
+
+from ltx_worker import engines
+from ltx_worker.errors import JobError
+from ltx_worker.worker import Worker
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Generator[engines.Engine]:
+    """A sandbox of this file's own: its faults must not reach other tests."""
+    with engines.sandbox(tmp_path_factory.mktemp("faults"), ["--speed", "0"]) as running:
+        yield running
+
+
+@pytest.fixture
+def worker(engine: engines.Engine) -> Generator[Worker]:
+    worker = Worker(settings_for(engine))
+    worker.start()
+    yield worker
+    requests.delete(f"{engine.url}/sandbox/faults", timeout=5)
+    queue = requests.get(f"{engine.url}/queue", timeout=5).json()
+    assert queue == {"queue_running": [], "queue_pending": []}
+    assert requests.get(f"{engine.url}/history", timeout=5).json() == {}
+    left = [p for d in (engine.input_dir, engine.output_dir) for p in d.rglob("*") if p.is_file()]
+    assert left == []
+    worker.close()
+
+
+def arm(engine: engines.Engine, fault: str, **options: object) -> None:
+    body = {"fault": fault, **options}
+    requests.post(f"{engine.url}/sandbox/faults", json=body, timeout=5).raise_for_status()
+
+
+@pytest.mark.parametrize(
+    ("fault", "options"),
+    [
+        ("drop_socket", {"after_steps": 0}),
+        ("drop_socket", {"after_steps": 5}),
+        ("half_open", {}),
+        ("lose_final", {}),
+        ("prompt_500", {"queued": True}),
+    ],
+)
+def test_a_lost_message_loses_no_clip(
+    engine: engines.Engine, worker: Worker, fault: str, options: dict[str, object]
+) -> None:
+    """A closed or silent socket, a lost last event, a lost answer: the history has the clip."""
+    arm(engine, fault, **options)
+    result = worker.run({"id": f"{fault}{options}", "input": SMALL | {"seed": 51}})
+    assert result.metadata.num_frames == 9
+
+
+@pytest.mark.parametrize(
+    ("fault", "options", "code", "words"),
+    [
+        ("out_of_memory", {}, "out_of_memory", "node 'First pass' (SamplerCustomAdvanced)"),
+        ("out_of_memory", {"node_class": "VAEDecodeTiled"}, "out_of_memory", "'Decode video'"),
+        ("execution_error", {}, "comfy_failed", "RuntimeError: the sandbox was told to fail here"),
+        ("stale_cache", {}, "comfy_failed", "does not exist"),
+        ("prompt_500", {}, "comfy_unavailable", "500"),
+        (
+            "execution_error",
+            {"message": "No such file: '/models/private/canary/a.png'\ncanary"},
+            "comfy_failed",
+            "No such file: '…/a.png'",
+        ),
+    ],
+)
+def test_a_failure_has_its_code_and_the_next_job_runs(
+    engine: engines.Engine,
+    worker: Worker,
+    fault: str,
+    options: dict[str, object],
+    code: str,
+    words: str,
+) -> None:
+    """The error names the node and the reason, without folders of the machine."""
+    arm(engine, fault, **options)
+    with pytest.raises(JobError) as failure:
+        worker.run({"id": f"{fault}{options}", "input": SMALL | {"seed": time.time_ns() % 10**9}})
+    assert failure.value.code == code
+    assert words in failure.value.message
+    assert "canary" not in failure.value.to_json()
+    assert worker.run({"id": "next", "input": SMALL}).metadata.num_frames == 9
+
+
+def test_a_memory_error_says_what_to_lower(engine: engines.Engine, worker: Worker) -> None:
+    """The hint names settings of the request."""
+    arm(engine, "out_of_memory")
+    with pytest.raises(JobError) as failure:
+        worker.run({"id": "memory", "input": SMALL | {"seed": 52}})
+    assert "resolution" in (failure.value.hint or "")
+
+
+def test_an_engine_that_dies_ends_the_job(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A ComfyUI that is gone in the middle of a job is an error within seconds, not a hang."""
+    with engines.sandbox(tmp_path_factory.mktemp("crash"), ["--speed", "0"]) as engine:
+        worker = Worker(settings_for(engine))
+        worker.start()
+        arm(engine, "crash")
+        started = time.monotonic()
+        with pytest.raises(JobError) as failure:
+            worker.run({"id": "crash", "input": SMALL})
+        assert failure.value.code == "comfy_unavailable"
+        assert failure.value.retryable
+        assert time.monotonic() - started < 20
+        worker.close()
+
+
+def test_the_same_clip_asked_for_twice_is_made_twice(worker: Worker) -> None:
+    """ComfyUI's cache would repeat the name of a file that is gone; each job has its own."""
+    first, second = (worker.run({"id": f"same {i}", "input": SMALL}) for i in range(2))
+    assert first.outputs[0].sha256 == second.outputs[0].sha256
+    assert first.video == second.video
