@@ -6,8 +6,9 @@ installed file for it is looked up here, so a caller can never name a path.
 
 from __future__ import annotations
 
+import copy
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -39,6 +40,10 @@ class ModelFile:
         """Whether this file can play `role` for `family`."""
         return self.role == role and self.family in (family, "any")
 
+    def fits(self, variant: Variant | None) -> bool:
+        """Whether this file can be used at `variant`; None stands for any."""
+        return variant is None or self.variant in (variant, None)
+
     def describe(self) -> str:
         """Name, size and source, as error messages show it."""
         return f"{self.name} ({self.bytes / 1e9:.1f} GB, {self.repository}, folder {self.folder})"
@@ -67,12 +72,35 @@ class Catalog:
 
     def candidates(self, family: str, role: str, variant: Variant | None) -> list[ModelFile]:
         """The files that can play `role` for `family`; only those of `variant` if one is given."""
-        return [
-            file
-            for file in self.files
-            if file.serves(family, role)
-            and (variant is None or file.variant is None or file.variant == variant)
-        ]
+        return [file for file in self.files if file.serves(family, role) and file.fits(variant)]
+
+    def names(
+        self, families: Iterable[str] | None = None, variant: Variant | None = None
+    ) -> dict[str, list[str]]:
+        """The names of the files of these families and this variant (None: all), by folder."""
+        wanted = {*(families or self.families), "any"}
+        names: dict[str, list[str]] = {}
+        for file in self.files:
+            if file.family in wanted and file.fits(variant):
+                names.setdefault(file.folder, []).append(file.name)
+        return names
+
+    def offer(
+        self, node_info: Mapping[str, Any], names: Mapping[str, Sequence[str]]
+    ) -> dict[str, Any]:
+        """ComfyUI's node info as if these files (by folder) were installed, and no others."""
+        offering = dict(node_info)
+        for loader in self.loaders:
+            if loader.node_class not in offering:
+                continue
+            node = offering[loader.node_class] = copy.deepcopy(offering[loader.node_class])
+            spec: list[Any] = node["input"]["required"][loader.input]
+            offered = list(names.get(loader.folder, ()))
+            if isinstance(spec[0], list):
+                spec[0] = offered
+            else:
+                spec[1]["options"] = offered
+        return offering
 
 
 @dataclass(frozen=True)

@@ -262,5 +262,6 @@ def _message(error: Any, values: Mapping[str, Any]) -> str:
         return f"has {count:,} characters; at most {MAX_PROMPT_CHARACTERS:,} are allowed"
     template = _TYPE_MESSAGES.get(error["type"])
     if template is not None:
-        return template.format(**error.get("ctx", {}))
+        bounds = error.get("ctx", {}).items()
+        return template.format(**{k: f"{v:g}" if isinstance(v, float) else v for k, v in bounds})
     return error["msg"].removeprefix("Value error, ")

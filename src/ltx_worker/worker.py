@@ -66,8 +66,7 @@ class Worker:
         wait_until_ready(self._client, self._settings.comfy_start_timeout_s)
         self._engine = self._client.system_stats()["system"].get("engine", "comfyui")
         node_info = self._client.node_info()
-        for template in self._templates.values():
-            _check_nodes(template, node_info)
+        self._check_nodes(node_info)
         self._inventory = Inventory.from_node_info(self._catalog, node_info, self._settings.variant)
         self._offer = self._make_offer()
         _log.info(
@@ -201,6 +200,15 @@ class Worker:
         except JobError:
             _log.warning("comfy.history_kept prompt=%s", prompt_id)
 
+    def _check_nodes(self, node_info: Mapping[str, Any]) -> None:
+        """Refuse a workflow that this ComfyUI's nodes would not take, whatever its models."""
+        with_models = self._catalog.offer(node_info, self._catalog.names())
+        for template in self._templates.values():
+            validation = validate(template.graph, with_models)
+            problems = explain(validation.error, validation.node_errors, template.graph)
+            if problems:
+                raise WorkflowMismatch(f"Workflow {template.name}: " + "; ".join(problems))
+
     def _make_offer(self) -> Offer:
         workflows = {
             key: WorkflowOffer(template.takes, template.passes)
@@ -236,14 +244,6 @@ class Worker:
             engine=self._engine,
             worker_version=__version__,
         )
-
-
-def _check_nodes(template: Template, node_info: Mapping[str, Any]) -> None:
-    """Refuse a workflow that this ComfyUI's nodes would not take."""
-    validation = validate(template.graph, node_info)
-    problems = explain(validation.error, validation.node_errors, template.graph)
-    if problems:
-        raise WorkflowMismatch(f"Workflow {template.name}: " + "; ".join(problems))
 
 
 def _entry(request: GenerateRequest, facts: ClipFacts) -> OutputEntry:

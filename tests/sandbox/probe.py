@@ -18,7 +18,6 @@ import requests
 import websocket
 
 from ltx_worker.catalog import load_catalog
-from ltx_worker.sandbox.models import offer
 from ltx_worker.workflow.nodes import load_node_schema
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +136,7 @@ def sandbox(folder: Path, *options: str) -> Iterator[Probe]:
 @contextmanager
 def recorded_sandbox(folder: Path) -> Iterator[Probe]:
     """A sandbox that offers the model files of the ComfyUI that was recorded."""
-    node_info = offer(load_node_schema(), load_catalog(), RECORDED_MODELS)
+    node_info = load_catalog().offer(load_node_schema(), RECORDED_MODELS)
     file = folder / "node_info.json"
     file.write_text(json.dumps(node_info))
     with sandbox(folder, "--speed", "0", "--node-info", str(file)) as probe:

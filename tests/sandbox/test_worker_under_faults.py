@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 import requests
@@ -113,6 +114,31 @@ def test_an_engine_that_dies_ends_the_job(tmp_path_factory: pytest.TempPathFacto
         assert failure.value.code == "comfy_unavailable"
         assert failure.value.retryable
         assert time.monotonic() - started < 20
+        worker.close()
+
+
+def test_a_family_that_is_not_installed_is_the_callers_to_change(tmp_path: Path) -> None:
+    """A worker with one family serves that one by default and names it when asked for another."""
+    with engines.sandbox(tmp_path, ["--speed", "0", "--families", "ltx-2.3"]) as engine:
+        worker = Worker(settings_for(engine))
+        worker.start()
+        assert worker.run({"id": "default", "input": SMALL}).metadata.model == "ltx-2.3"
+        with pytest.raises(
+            JobError, match=r"ltx-2 is not installed .*installed: ltx-2\.3"
+        ) as failure:
+            worker.run({"id": "other", "input": SMALL | {"model": "ltx-2"}})
+        assert failure.value.code == "invalid_request"
+        worker.close()
+
+
+def test_a_worker_without_models_starts_and_says_what_is_missing(tmp_path: Path) -> None:
+    """Without any complete model every job is told the files, their sizes and their source."""
+    with engines.sandbox(tmp_path, ["--speed", "0", "--variant", "fp16"]) as engine:
+        worker = Worker(settings_for(engine, variant="fp8"))
+        worker.start()
+        with pytest.raises(JobError, match=r"distilled-fp8\.safetensors \(27\.1 GB") as failure:
+            worker.run({"id": "none", "input": SMALL})
+        assert failure.value.code == "model_missing"
         worker.close()
 
 

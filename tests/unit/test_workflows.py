@@ -67,22 +67,9 @@ def nodes_of(graph: Graph, node_class: str) -> list[dict[str, Any]]:
     return [node["inputs"] for node in graph.values() if node["class_type"] == node_class]
 
 
-def schema_with_models() -> dict[str, Any]:
-    """The recorded node schema, its loaders offering the catalogue's files."""
-    schema = copy.deepcopy(dict(load_node_schema()))
-    for loader in CATALOG.loaders:
-        names = [file.name for file in CATALOG.files if file.folder == loader.folder]
-        spec = schema[loader.node_class]["input"]["required"][loader.input]
-        if isinstance(spec[0], list):
-            spec[0] = names
-        else:
-            spec[1]["options"] = names
-    return schema
-
-
 def test_every_workflow_family_and_option_passes_the_node_schema() -> None:
     """No rendered graph would be refused by ComfyUI's validation."""
-    schema = schema_with_models()
+    schema = CATALOG.offer(load_node_schema(), CATALOG.names())
     checked = 0
     for template, family, options in product(TEMPLATES.values(), FAMILIES, OPTIONS):
         graph, _ = render_for(template, family, options)

@@ -17,7 +17,6 @@ from aiohttp import web
 from ltx_worker.catalog import Catalog, load_catalog
 from ltx_worker.sandbox.engine import Engine
 from ltx_worker.sandbox.folders import Folders
-from ltx_worker.sandbox.models import offer, published
 from ltx_worker.sandbox.server import Server
 from ltx_worker.sandbox.sockets import Sockets
 from ltx_worker.workflow.node_inputs import NodeInfo
@@ -50,8 +49,7 @@ def _node_info(arguments: argparse.Namespace, catalog: Catalog) -> NodeInfo:
     families = arguments.families.split(",")
     if unknown := set(families) - set(catalog.families):
         raise SystemExit(f"no family {min(unknown)!r}; there are: {', '.join(catalog.families)}")
-    names = published(catalog, families, arguments.variant)
-    return offer(load_node_schema(), catalog, names)
+    return catalog.offer(load_node_schema(), catalog.names(families, arguments.variant))
 
 
 def _folders(arguments: argparse.Namespace) -> Folders:
