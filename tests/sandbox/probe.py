@@ -16,6 +16,7 @@ from typing import Any
 
 import requests
 import websocket
+from tests.sandbox.graphs import Graph, two_passes
 
 from ltx_worker.catalog import load_catalog
 from ltx_worker.workflow.nodes import load_node_schema
@@ -32,7 +33,6 @@ RECORDED_MODELS = {
     "loras": ["ltx-2-tiny-lora.safetensors"],
 }
 
-Graph = dict[str, Any]
 Message = dict[str, Any]
 
 
@@ -108,8 +108,7 @@ class Probe:
 
     def file(self, entry: dict[str, Any]) -> Path:
         """The one file that a prompt reported."""
-        (output,) = entry["outputs"].values()
-        (saved,) = output["images"]
+        (saved,) = [file for found in entry["outputs"].values() for file in found.get("images", ())]
         return self.output_dir / saved["subfolder"] / saved["filename"]
 
 
@@ -158,16 +157,9 @@ def recorded_graph() -> Graph:
     return json.loads((RECORDED / "base_graph.json").read_text())
 
 
-def small_graph(workflow: str = "t2v_fast", **changes: Any) -> Graph:
-    """A workflow of the product at 256x128 and 9 frames; `changes` are inputs by name."""
-    graph = json.loads((ROOT / "workflows" / f"{workflow}.json").read_text())
-    sizes = {
-        "EmptyLTXVLatentVideo": {"width": 128, "height": 64, "length": 9},
-        "LTXVEmptyLatentAudio": {"frames_number": 9},
-        "ImageScale": {"width": 256, "height": 128},
-    }
-    for node in graph.values():
-        node["inputs"] |= sizes.get(node["class_type"], {})
+def small_graph(kind: str = "t2v_fast", **changes: Any) -> Graph:
+    """A graph of two passes at 256x128 and 9 frames; `changes` are inputs by name."""
+    graph = two_passes(kind)
     for name, value in changes.items():
         for node in graph.values():
             if name in node["inputs"] and not isinstance(node["inputs"][name], list):

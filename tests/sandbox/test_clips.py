@@ -11,10 +11,11 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from tests.sandbox.graphs import Studio
 from tests.sandbox.probe import Probe, node_of, sandbox, small_graph
 
 from ltx_worker.catalog import load_catalog
-from ltx_worker.sandbox.draw import caption_height
+from ltx_worker.sandbox.caption import caption_height
 
 WORKFLOWS = ["t2v_fast", "t2v_pro", "i2v_fast", "i2v_pro"]
 
@@ -181,3 +182,23 @@ def test_pictures_can_be_saved_too(probe: Probe) -> None:
     assert names == [f"256_{number:05}_.png" for number in range(1, 10)]
     with Image.open(probe.output_dir / "pictures" / names[-1]) as image:
         assert image.size == (256, 128)
+
+
+def test_an_enhanced_prompt_is_used_and_shown(probe: Probe) -> None:
+    """TextGenerateLTX2Prompt's text reaches the picture, and PreviewAny's output as `text`."""
+    texts = []
+    for seed in (1, 2, 1):
+        studio = Studio()
+        heat = {"temperature": 0.7, "top_k": 64, "top_p": 0.95, "min_p": 0.05}
+        heat |= {"repetition_penalty": 1.05, "seed": seed, "presence_penalty": 0.0}
+        options = {f"sampling_mode.{name}": value for name, value in heat.items()}
+        asked = {"prompt": "A train.", "max_length": 64, "sampling_mode": "on", **options}
+        text = studio.add("TextGenerateLTX2Prompt", clip=studio.clip, **asked)[0]
+        studio.add("PreviewAny", source=text)
+        video = studio.sample(studio.empty(64, 64, 9), studio.guider(studio.text(text)))
+        entry = probe.run(studio.save(studio.decode(video)))
+        (shown,) = [found["text"] for found in entry["outputs"].values() if "text" in found]
+        texts += shown
+        assert probe.file(entry).exists()
+    assert texts[0].startswith("A train. ")
+    assert texts[0] == texts[2] != texts[1]

@@ -1,87 +1,41 @@
-"""The sandbox's picture: soft waves drawn from a seed, or a still that drifts into them.
+"""The sandbox's pictures, drawn or worked on: soft waves from a seed, cuts, zooms and blends.
 
-Frames are planar 4:2:0, as the encoder takes them, and are drawn one at a time. A frame depends on
-the footage, the rate and its number alone: drawn twice it is the same, byte for byte. Frame 0 of
-footage that starts from a still is that still, but for the caption.
+Pictures are three planes as the encoder takes them: brightness, and two of colour at half the
+size. Widths and heights are even.
 """
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 import av
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from ltx_worker.sandbox.values import Footage, Pixels, Still, seed_of
+from ltx_worker.sandbox.footage import Pixels
 
 Planes = tuple[Image.Image, Image.Image, Image.Image]
+
+RESAMPLING = {
+    "nearest-exact": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "area": Image.Resampling.BOX,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 # The waves are computed on a grid this many times coarser than the picture, then enlarged.
 _GRID = 8
 
-# The zoom that a still has reached at the last frame, and how much of it strength 1 keeps there.
+# The zoom that a drifting picture has reached at the end.
 _LAST_ZOOM = 1.12
-_KEPT = 0.5
 
-_MIDDLE_GREY = 128
-_CAPTION_INK = 235
-_CAPTION_SHADE = 0.4
-_LONGEST_PROMPT = 300
+# How much of a control's brightness is seen in what is drawn along it.
+_CONTROL_LIGHT = 0.6
 
-
-class Painter:
-    """Draws the frames of a footage played at `fps`."""
-
-    def __init__(self, footage: Footage, fps: Fraction) -> None:
-        self._footage = footage
-        self._fps = fps
-        size = footage.width, footage.height
-        seed = seed_of(footage.passes)
-        self._waves = _Waves(seed, *size) if footage.passes else None
-        self._drift = _Drift(footage.first, seed, *size) if footage.first else None
-        self._caption = _Caption(footage, fps)
-
-    def frame(self, index: int) -> Pixels:
-        """Frame `index` as one array: height * 3/2 rows of width, the planes Y, U, V in turn."""
-        width, height = self._footage.width, self._footage.height
-        flat = np.full(width * height * 3 // 2, _MIDDLE_GREY, dtype=np.uint8)
-        edges = [0, width * height, width * height * 5 // 4, flat.size]
-        drawn = self._planes(index)
-        for plane, start, end in zip(drawn, edges, edges[1:], strict=False):
-            flat[start:end] = np.asarray(plane).reshape(-1)
-        self._caption.write(
-            flat[: edges[1]].reshape(height, width),
-            flat[edges[1] :].reshape(2, -1, width // 2),
-            index,
-        )
-        return flat.reshape(height * 3 // 2, width)
-
-    def _planes(self, index: int) -> tuple[Image.Image, ...]:
-        progress = index / max(1, self._footage.frames - 1)
-        waves = self._waves.planes(float(index / self._fps)) if self._waves else ()
-        if not self._drift:
-            return waves
-        still = self._drift.planes(progress)
-        share = (1 - _KEPT * self._footage.strength) * progress * progress * (3 - 2 * progress)
-        if not waves or not share:
-            return still
-        return tuple(Image.blend(a, b, share) for a, b in zip(still, waves, strict=True))
+_GREY = 128
 
 
-def caption_height(width: int, height: int) -> int:
-    """How many rows at the bottom of a picture the caption covers."""
-    large, small = _font_sizes(width, height)
-    return min(height, 2 * round((large + small) * 1.45 / 2) + 2)
-
-
-def _font_sizes(width: int, height: int) -> tuple[int, int]:
-    side = min(width, height)
-    return max(10, side // 32), max(9, side // 44)
-
-
-class _Waves:
+class Waves:
     """Three layers of waves that bend each other; direction, pace and colours from a seed."""
 
     def __init__(self, seed: int, width: int, height: int) -> None:
@@ -102,9 +56,11 @@ class _Waves:
         self._hue_span = random.uniform(0.35, 0.75)
         self._light = random.uniform(120, 150)
         self._slope = y * random.uniform(-18, 18)
+        # Where a drifting picture grows to.
+        self.aim = random.uniform(0.25, 0.75, 2)
 
     def planes(self, seconds: float) -> Planes:
-        """The waves at a time: brightness, and the two planes of colour at half the size."""
+        """The waves at a time."""
         one, two, three = (
             phase + offset + pace * seconds
             for phase, offset, pace in zip(self._phases, self._offsets, self._paces, strict=True)
@@ -119,8 +75,8 @@ class _Waves:
         half = width // 2, height // 2
         return (
             _enlarge(light, (width, height)),
-            _enlarge(_MIDDLE_GREY + depth * np.cos(hue), half),
-            _enlarge(_MIDDLE_GREY + depth * np.sin(hue), half),
+            _enlarge(_GREY + depth * np.cos(hue), half),
+            _enlarge(_GREY + depth * np.sin(hue), half),
         )
 
 
@@ -129,96 +85,88 @@ def _enlarge(values: npt.NDArray[np.floating], size: tuple[int, int]) -> Image.I
     return grid.resize(size, Image.Resampling.BICUBIC)
 
 
-class _Drift:
-    """A still that slowly grows and slides; at progress 0 it is the still itself."""
-
-    def __init__(self, still: Still, seed: int, width: int, height: int) -> None:
-        random = np.random.default_rng(seed)
-        self._aim = random.uniform(0.25, 0.75, 2)
-        picture = fit(still.pixels, width, height, Image.Resampling.BILINEAR, crop=True)
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
-        flat = frame.to_ndarray().reshape(-1)
-        luma, quarter = width * height, width * height // 4
-        half = height // 2, width // 2
-        self._planes = [
-            flat[:luma].reshape(height, width),
-            flat[luma : luma + quarter].reshape(half),
-            flat[luma + quarter :].reshape(half),
-        ]
-
-    def planes(self, progress: float) -> Planes:
-        """The still, this far (0 to 1) on its way."""
-        zoom = 1 + (_LAST_ZOOM - 1) * progress
-        luma, blue, red = (self._zoomed(Image.fromarray(plane), zoom) for plane in self._planes)
-        return luma, blue, red
-
-    def _zoomed(self, plane: Image.Image, zoom: float) -> Image.Image:
-        across, down = plane.width / zoom, plane.height / zoom
-        left, top = (plane.width - across) * self._aim[0], (plane.height - down) * self._aim[1]
-        box = (left, top, left + across, top + down)
-        return plane.resize(plane.size, Image.Resampling.BILINEAR, box=box)
+def grey(width: int, height: int) -> Planes:
+    """What an empty latent decodes to."""
+    half = width // 2, height // 2
+    colour = Image.new("L", half, _GREY)
+    return Image.new("L", (width, height), _GREY), colour, colour
 
 
-def fit(pixels: Pixels, width: int, height: int, method: Image.Resampling, *, crop: bool) -> Pixels:
+def to_planes(frame: av.VideoFrame) -> Planes:
+    """A frame's planes; an odd last column or row is lost."""
+    width, height = frame.width // 2 * 2, frame.height // 2 * 2
+    if (width, height) != (frame.width, frame.height):
+        pixels = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+        even = np.ascontiguousarray(pixels[:height, :width])
+        frame = av.VideoFrame.from_ndarray(even, format="rgb24")
+    flat = frame.reformat(format="yuv420p").to_ndarray().reshape(-1)
+    luma, quarter = width * height, width * height // 4
+    half = height // 2, width // 2
+    return (
+        Image.fromarray(flat[:luma].reshape(height, width)),
+        Image.fromarray(flat[luma : luma + quarter].reshape(half)),
+        Image.fromarray(flat[luma + quarter :].reshape(half)),
+    )
+
+
+def resized(planes: Planes, width: int, height: int, method: str, *, crop: bool) -> Planes:
+    """Planes at another size: stretched, or with `crop` cut about their middle to the shape."""
+    left, top, right, bottom = crop_box(planes[0].size, (width, height)) if crop else (0, 0, 0, 0)
+    luma, blue, red = (
+        plane.resize(
+            (width // share, height // share),
+            RESAMPLING[method],
+            box=(
+                left / share,
+                top / share,
+                plane.width - right / share,
+                plane.height - bottom / share,
+            ),
+        )
+        for plane, share in zip(planes, (1, 2, 2), strict=True)
+    )
+    return luma, blue, red
+
+
+def crop_box(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int, int, int]:
+    """What to cut off left, top, right and bottom of a size so that it has the other's shape."""
+    shape, asked = old[0] / old[1], new[0] / new[1]
+    # Whole pixels are cut off before scaling, as many on one side as on the other.
+    left = round(old[0] * (1 - asked / shape) / 2) if shape > asked else 0
+    top = round(old[1] * (1 - shape / asked) / 2) if shape < asked else 0
+    return left, top, left, top
+
+
+def fit(pixels: Pixels, width: int, height: int, method: str, *, crop: bool) -> Pixels:
     """A picture at another size: stretched, or with `crop` cut about its middle to the shape."""
     if pixels.shape[:2] == (height, width):
         return pixels
     image = Image.fromarray(pixels)
-    left, top = 0, 0
-    if crop:
-        # Whole pixels are cut off before scaling, as many on one side as on the other.
-        old, new = image.width / image.height, width / height
-        if old > new:
-            left = round(image.width * (1 - new / old) / 2)
-        else:
-            top = round(image.height * (1 - old / new) / 2)
-    box = (left, top, image.width - left, image.height - top)
-    return np.asarray(image.resize((width, height), method, box=box))
+    left, top, right, bottom = crop_box(image.size, (width, height)) if crop else (0, 0, 0, 0)
+    box = (left, top, image.width - right, image.height - bottom)
+    return np.asarray(image.resize((width, height), RESAMPLING[method], box=box))
 
 
-class _Caption:
-    """Two lines on a dark strip: SANDBOX with a frame counter, then what was asked for."""
-
-    def __init__(self, footage: Footage, fps: Fraction) -> None:
-        self._frames = footage.frames
-        large, small = _font_sizes(footage.width, footage.height)
-        self._font = _font(large)
-        self._large, self._margin = large, large // 2
-        facts = [f"{footage.width}x{footage.height}", f"{float(fps):g} fps"]
-        if footage.passes:
-            first = footage.passes[0]
-            prompt = " ".join(first.guider.positive.text[:_LONGEST_PROMPT].split())
-            facts += [f"seed {first.noise.seed}", prompt]
-        small_font = _font(small)
-        line = _shortened(" · ".join(facts), small_font, footage.width - 2 * self._margin)
-        self._strip = Image.new("L", (footage.width, caption_height(footage.width, footage.height)))
-        ink = ImageDraw.Draw(self._strip)
-        ink.text((self._margin, large // 4), "SANDBOX", fill=255, font=self._font)
-        ink.text((self._margin, round(large * 1.4)), line, fill=255, font=small_font)
-
-    def write(self, luma: Pixels, chroma: Pixels, index: int) -> None:
-        """Put the caption on the bottom rows of a picture: brightness, and the two of colour."""
-        strip = self._strip.copy()
-        counter = f"{index + 1:03}/{self._frames:03}"
-        place = (strip.width - self._margin, self._large // 4)
-        ImageDraw.Draw(strip).text(place, counter, fill=255, font=self._font, anchor="ra")
-        alpha = np.asarray(strip, dtype=np.float32) / 255
-        rows = luma[luma.shape[0] - strip.height :]
-        rows[:] = rows * _CAPTION_SHADE * (1 - alpha) + _CAPTION_INK * alpha
-        colour = chroma[:, chroma.shape[1] - strip.height // 2 :]
-        colour[:] = _MIDDLE_GREY + (colour.astype(np.float32) - _MIDDLE_GREY) * _CAPTION_SHADE
+def grown(planes: Planes, progress: float, aim: npt.NDArray[np.floating]) -> Planes:
+    """A picture this far (0 to 1) on its way of slowly growing and sliding."""
+    zoom = 1 + (_LAST_ZOOM - 1) * progress
+    luma, blue, red = (_zoomed(plane, zoom, aim) for plane in planes)
+    return luma, blue, red
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own font, so that no font file is needed."""
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
-    return font
+def _zoomed(plane: Image.Image, zoom: float, aim: npt.NDArray[np.floating]) -> Image.Image:
+    across, down = plane.width / zoom, plane.height / zoom
+    left, top = (plane.width - across) * aim[0], (plane.height - down) * aim[1]
+    box = (left, top, left + across, top + down)
+    return plane.resize(plane.size, Image.Resampling.BILINEAR, box=box)
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+def blended(one: Planes, other: Planes, share: float) -> Planes:
+    """A picture with this share of another."""
+    luma, blue, red = (Image.blend(a, b, share) for a, b in zip(one, other, strict=True))
+    return luma, blue, red
+
+
+def along(waves: Planes, control: Planes) -> Planes:
+    """Waves in their own colours, lit as a control is."""
+    return Image.blend(waves[0], control[0], _CONTROL_LIGHT), waves[1], waves[2]

@@ -1,7 +1,7 @@
 """Writing clips and pictures: H.264 with AAC in an mp4, or PNG.
 
 A file holds no metadata, and its sound is as long as its picture, to within one AAC frame, unless
-the graph gave it less.
+the graph gave it less. Every picture has the caption.
 """
 
 # PyAV's stubs leave type arguments open.
@@ -16,35 +16,50 @@ from pathlib import Path
 
 import av
 import numpy as np
-import numpy.typing as npt
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from PIL import Image
 
-from ltx_worker.sandbox.draw import Painter
-from ltx_worker.sandbox.values import Clip, Footage, Pixels, Sound, seed_of
+from ltx_worker.sandbox.caption import Caption
+from ltx_worker.sandbox.footage import Footage, Pixels
+from ltx_worker.sandbox.frames import open_frames
+from ltx_worker.sandbox.values import Clip
 
 # A fixed number of threads, since x264's output depends on it.
 _VIDEO_OPTIONS = {"preset": "veryfast", "crf": "20", "threads": "4"}
 _CONTAINER_OPTIONS = {"movflags": "+faststart", "fflags": "+bitexact"}
 
-_NOTE_S = 0.42
-_LOUDNESS = 0.16
-# A pentatonic scale, in semitones: any sequence of it is agreeable.
-_SCALE = np.array([0, 2, 4, 7, 9, 12, 14, 16])
-_LOWEST_HZ = 196.0
-_NOTES = 256
+# The layouts by their number of channels; ComfyUI takes any other number for stereo, and fails.
+_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
 
 
-def write_clip(path: Path, clip: Clip) -> None:
-    """Draw a clip and write it as mp4.
+class Painter:
+    """The frames of a footage played at `fps`, with their caption.
 
     Raises ValueError for a width or height that 4:2:0 cannot have.
     """
+
+    def __init__(self, footage: Footage, fps: Fraction) -> None:
+        if footage.width % 2 or footage.height % 2:
+            size = f"{footage.width}x{footage.height}"
+            raise ValueError(f"H.264 in yuv420p needs an even width and height, not {size}")
+        self._size = footage.width, footage.height
+        self._frames = open_frames(footage, fps)
+        self._caption = Caption(footage, fps)
+
+    def frame(self, index: int) -> Pixels:
+        """Frame `index` as one array: height * 3/2 rows of width, the planes Y, U, V in turn."""
+        width, height = self._size
+        planes = [np.asarray(plane).reshape(-1) for plane in self._frames.planes(index)]
+        flat = np.concatenate(planes)
+        luma, chroma = np.split(flat, [width * height])
+        self._caption.write(luma.reshape(height, width), chroma.reshape(2, -1, width // 2), index)
+        return flat.reshape(height * 3 // 2, width)
+
+
+def write_clip(path: Path, clip: Clip) -> None:
+    """Draw a clip and write it as mp4. Raises ValueError for an odd width or height."""
     footage = clip.footage
-    if footage.width % 2 or footage.height % 2:
-        size = f"{footage.width}x{footage.height}"
-        raise ValueError(f"H.264 in yuv420p needs an even width and height, not {size}")
     painter = Painter(footage, clip.fps)
     with av.open(path, "w", format="mp4", options=_CONTAINER_OPTIONS) as output:
         video = output.add_stream("libx264", rate=clip.fps, options=_VIDEO_OPTIONS)
@@ -61,62 +76,40 @@ def write_clip(path: Path, clip: Clip) -> None:
 
 
 class _Track:
-    """The sound of a clip, encoded beside its frames so that little waits in memory."""
+    """The sound of a clip, encoded beside its frames so that little waits in the encoder."""
 
     def __init__(self, output: OutputContainer, clip: Clip) -> None:
         sound = clip.sound
         assert sound is not None
         self._output = output
-        self._rate = sound.sample_rate
-        self._tones = _Tones(sound)
+        self._sound = sound
+        self._layout = _LAYOUTS.get(sound.channels, "stereo")
         self._stream: AudioStream = output.add_stream(
-            "aac", rate=self._rate, options={"b": "128k"}, layout="stereo"
+            "aac", rate=sound.sample_rate, options={"b": "128k"}, layout=self._layout
         )
         # Sound that is longer than the picture is cut, as ComfyUI's SaveVideo does.
         picture_s = clip.footage.frames / clip.fps
-        self._samples = min(round(sound.seconds * self._rate), math.ceil(picture_s * self._rate))
+        self._samples = min(sound.length, math.ceil(picture_s * sound.sample_rate))
         self._written = 0
 
     def advance(self, seconds: Fraction) -> None:
         """Encode up to `seconds`, or to the end of the sound."""
-        until = min(self._samples, round(seconds * self._rate))
+        rate = self._sound.sample_rate
+        until = min(self._samples, round(seconds * rate))
         if until <= self._written:
             return
-        block = self._tones.samples(self._written, until)
-        frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="stereo")
-        frame.sample_rate = self._rate
-        frame.time_base = Fraction(1, self._rate)
+        block = np.ascontiguousarray(self._sound.samples[:, self._written : until])
+        frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=self._layout)
+        frame.sample_rate = rate
+        frame.time_base = Fraction(1, rate)
         frame.pts = self._written
         self._output.mux(self._stream.encode(frame))
         self._written = until
 
     def close(self) -> None:
         """Encode what rounding left over, and flush."""
-        self.advance(Fraction(self._samples, self._rate))
+        self.advance(Fraction(self._samples, self._sound.sample_rate))
         self._output.mux(self._stream.encode(None))
-
-
-class _Tones:
-    """A soft sequence of notes drawn from a sound's passes; silence when there was no pass."""
-
-    def __init__(self, sound: Sound) -> None:
-        random = np.random.default_rng(seed_of(sound.passes))
-        self._rate = sound.sample_rate
-        self._loudness = _LOUDNESS if sound.passes else 0.0
-        pitches = _LOWEST_HZ * 2 ** (random.choice(_SCALE, _NOTES) / 12)
-        self._pitches = pitches * 2 ** (random.integers(0, 12) / 12)
-        self._places = random.uniform(0.25, 0.75, _NOTES)
-
-    def samples(self, start: int, end: int) -> npt.NDArray[np.float32]:
-        """Samples start … end: two channels."""
-        time = np.arange(start, end) / self._rate
-        note = (time / _NOTE_S).astype(np.int64) % _NOTES
-        since = time % _NOTE_S
-        turn = 2 * np.pi * self._pitches[note] * since
-        swell = np.minimum(1, since / 0.02) * np.minimum(1, (_NOTE_S - since) / 0.08)
-        wave = (np.sin(turn) + 0.25 * np.sin(2 * turn)) * np.exp(-3.2 * since) * swell
-        place = self._places[note]
-        return (self._loudness * wave * np.stack([1 - place, place])).astype(np.float32)
 
 
 def stills(footage: Footage) -> Iterator[Pixels]:

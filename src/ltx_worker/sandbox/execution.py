@@ -15,7 +15,7 @@ from ltx_worker.sandbox.context import Context
 from ltx_worker.sandbox.events import Events
 from ltx_worker.sandbox.faults import OUT_OF_MEMORY_TIP
 from ltx_worker.sandbox.folders import Folders
-from ltx_worker.sandbox.nodes import evaluate, fingerprint
+from ltx_worker.sandbox.nodes import evaluate, fingerprint, lazy_input
 from ltx_worker.sandbox.order import Order
 from ltx_worker.sandbox.prompts import QueuedPrompt
 from ltx_worker.sandbox.sockets import Sockets
@@ -52,6 +52,7 @@ class Execution:
         self._workshop = workshop
         self._signatures: dict[str, str] = {}
         self._entries: dict[str, Entry] = {}
+        self._asked: set[str] = set()
         self._executed: list[str] = []
         self._reports: dict[str, Any] = {}
         self._steps = 0
@@ -71,9 +72,8 @@ class Execution:
                 self._entries[node_id] = entry
         self.events.message("execution_cached", nodes=list(self._entries))
         self._strike_after_steps()
-        cached = frozenset(self._entries)
         outputs = self.prompt.outputs
-        order = Order(graph, self._workshop.node_info, outputs, cached.__contains__)
+        order = Order(graph, self._workshop.node_info, outputs, self._entries.__contains__)
         succeeded = self._run_nodes(order)
         self.current_node = None
         return {
@@ -91,6 +91,8 @@ class Execution:
         node_id = None
         while failure is None and (node_id := order.next()) is not None:
             try:
+                if self._asks_for_more(node_id, order):
+                    continue
                 self._visit(node_id)
             except Exception as exception:  # noqa: BLE001  a node may fail in any way
                 failure = exception
@@ -105,6 +107,18 @@ class Execution:
         elif failure is not None:
             self._report_failure(node_id, failure)
         return failure is None
+
+    def _asks_for_more(self, node_id: str, order: Order) -> bool:
+        """Whether a node, the first time that it could run, wants what feeds a lazy input."""
+        node = self.prompt.graph[node_id]
+        wanted = lazy_input(node["class_type"], self._inputs(node_id))
+        link = link_of(node["inputs"][wanted]) if wanted else None
+        if link is None or node_id in self._entries or node_id in self._asked:
+            return False
+        self._asked.add(node_id)
+        self.events.running(node_id)
+        order.require(node_id, link[0])
+        return True
 
     def _visit(self, node_id: str) -> None:
         signature = self._signatures[node_id]
@@ -134,20 +148,21 @@ class Execution:
         if not entry.ui:
             return entry
         if "stale_cache" in self.prompt.faults:
-            for saved in entry.ui["images"]:
+            for saved in entry.ui.get("images", ()):
                 (folders.output / saved["subfolder"] / saved["filename"]).unlink()
         ids = {"node_id": node_id, "display_node": node_id, "parent_node": None}
         meta = {**ids, "real_node_id": node_id}
         return Entry(entry.outputs, {"output": entry.ui, "meta": meta})
 
     def _inputs(self, node_id: str) -> dict[str, Any]:
-        """A node's inputs, with what its links carry; a slot that is not there carries None."""
+        """A node's inputs, with what its links carry; a slot that is not there carries None, and so
+        does one that was not asked for."""
         values: dict[str, Any] = dict(self.prompt.graph[node_id]["inputs"])
         for name, value in values.items():
             if link := link_of(value):
                 source, slot = link
-                outputs = self._entries[source].outputs
-                values[name] = outputs[slot] if slot < len(outputs) else None
+                entry = self._entries.get(source)
+                values[name] = entry.outputs[slot] if entry and slot < len(entry.outputs) else None
         return values
 
     def _step(self, node_id: str, value: int, total: int) -> None:

@@ -7,31 +7,31 @@ the same picture and the same sound.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-Pixels = npt.NDArray[np.uint8]
-
-# Geometry of the model's latents: of the video autoencoder and of the audio one.
-PIXELS_PER_LATENT = 32
-FRAMES_PER_LATENT = 8
-AUDIO_LATENTS_PER_S = 25
+from ltx_worker.sandbox.footage import Footage
+from ltx_worker.sandbox.sound import Sound
 
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint with LoRAs on it: (name, strength), in the order they were applied."""
+    """A checkpoint with LoRAs on it, (name, strength) in the order they were applied.
+
+    `windowed` says that it samples in context windows.
+    """
 
     checkpoint: str
     loras: tuple[tuple[str, float], ...] = ()
+    windowed: bool = False
 
     def with_lora(self, name: str, strength: float) -> Model:
         """The same model with one more LoRA; strength 0 changes nothing, as in ComfyUI."""
-        return Model(self.checkpoint, (*self.loras, (name, strength))) if strength else self
+        if not strength:
+            return self
+        return Model(self.checkpoint, (*self.loras, (name, strength)), self.windowed)
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,38 @@ class AudioVae:
 
 @dataclass(frozen=True)
 class Upscaler:
-    """A spatial upscaler for latents."""
+    """An upscaler for latents."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class ICLoRAParameters:
+    """How many times smaller an IC-LoRA's control is than the clip, in each direction."""
+
+    downscale_factor: int
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A mask of one value: 1 is free to change, 0 is kept."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Guide:
+    """Pictures that a pass is held to from `frame` on.
+
+    `tokens` is what the guide adds to the sequence at the size of its latent. A control is
+    followed rather than shown.
+    """
+
+    footage: Footage
+    frame: int
+    strength: float
+    tokens: int
+    control: bool
 
 
 @dataclass(frozen=True)
@@ -72,6 +101,7 @@ class Conditioning:
     text: str
     frame_rate: float | None = None
     zeroed: bool = False
+    guides: tuple[Guide, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +137,42 @@ class Guider:
     model: Model
     positive: Conditioning
     negative: Conditioning
+
+
+@dataclass(frozen=True)
+class CFGGuider(Guider):
+    """One guidance scale for picture and sound."""
+
     cfg: float
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The guidance of one modality, "VIDEO" or "AUDIO"."""
+
+    modality: str
+    cfg: float
+    stg: float
+    perturb_attn: bool
+    rescale: float
+    modality_scale: float
+    skip_step: int
+    cross_attn: bool
+
+
+@dataclass(frozen=True)
+class Guidances:
+    """The guidance of each modality that has one."""
+
+    each: tuple[Guidance, ...]
+
+
+@dataclass(frozen=True)
+class MultimodalGuider(Guider):
+    """A guidance for each modality; `skip_blocks` are the blocks that STG perturbs."""
+
+    guidances: Guidances
+    skip_blocks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -121,98 +186,10 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Still:
-    """A picture: RGB, height x width x 3, 8 bits. Its digest stands for its pixels."""
+class VideoFile:
+    """A video file that nothing has looked into yet."""
 
-    digest: str
-    pixels: Pixels = field(repr=False, compare=False)
-
-    @classmethod
-    def of(cls, pixels: Pixels) -> Still:
-        """A still of these pixels."""
-        return cls(hashlib.sha256(pixels.tobytes()).hexdigest()[:16], pixels)
-
-    @property
-    def width(self) -> int:
-        """Pixels across."""
-        return self.pixels.shape[1]
-
-    @property
-    def height(self) -> int:
-        """Pixels down."""
-        return self.pixels.shape[0]
-
-
-@dataclass(frozen=True)
-class VideoLatent:
-    """A video latent by its latent dimensions.
-
-    `first` is the picture put in as frame 0, `strength` how much the clip keeps to it, 0 to 1.
-    """
-
-    columns: int
-    rows: int
-    length: int
-    passes: tuple[Pass, ...] = ()
-    first: Still | None = None
-    strength: float = 0.0
-
-    @property
-    def width(self) -> int:
-        """Pixels across, once decoded."""
-        return self.columns * PIXELS_PER_LATENT
-
-    @property
-    def height(self) -> int:
-        """Pixels down, once decoded."""
-        return self.rows * PIXELS_PER_LATENT
-
-    @property
-    def frames(self) -> int:
-        """Frames, once decoded: the first latent is one frame, each other one eight."""
-        return (self.length - 1) * FRAMES_PER_LATENT + 1
-
-
-@dataclass(frozen=True)
-class AudioLatent:
-    """A sound latent by its length."""
-
-    length: int
-    passes: tuple[Pass, ...] = ()
-
-    @property
-    def seconds(self) -> float:
-        """How long it lasts, once decoded."""
-        return self.length / AUDIO_LATENTS_PER_S
-
-
-@dataclass(frozen=True)
-class AVLatent:
-    """A video and a sound latent sampled together."""
-
-    video: VideoLatent
-    audio: AudioLatent
-
-
-@dataclass(frozen=True)
-class Footage:
-    """Decoded frames, drawn when they are saved."""
-
-    width: int
-    height: int
-    frames: int
-    passes: tuple[Pass, ...]
-    first: Still | None = None
-    strength: float = 1.0
-
-
-@dataclass(frozen=True)
-class Sound:
-    """Decoded sound, made when it is saved."""
-
-    seconds: float
-    sample_rate: int
-    passes: tuple[Pass, ...]
+    path: Path
 
 
 @dataclass(frozen=True)
