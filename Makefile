@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check test-comfyui bench format lock clean
+.PHONY: setup demo test check test-comfyui test-workflows bench format lock clean
 
 setup: $(READY)
 
@@ -20,15 +20,19 @@ demo: setup ## one clip from the sandbox, in out/demo.mp4
 	@$(BIN)/ltx demo --out out/demo.mp4
 
 test: setup ## every test that needs no ComfyUI
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 4 --dist loadfile
 
 check: setup ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+	$(BIN)/ltx workflows
 
 test-comfyui: setup ## the contract on a real ComfyUI with tiny weights (COMFYUI_DIR)
-	$(BIN)/pytest tests/contract tests/comfyui --engine comfyui --timeout 300
+	$(BIN)/pytest tests/contract tests/comfyui --ignore tests/comfyui/workflows --engine comfyui --timeout 300 -n 2
+
+test-workflows: setup ## every option of every workflow on a real ComfyUI; some ten minutes
+	$(BIN)/pytest tests/comfyui/workflows --engine comfyui --timeout 300 -n 2
 
 bench: setup ## the worker's own time for a warm job, on the sandbox
 	$(BIN)/python bench/overhead.py --engine sandbox --jobs 30 --json out/overhead-sandbox.json

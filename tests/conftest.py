@@ -87,6 +87,7 @@ def settings_for(engine: engines.Engine, **values: Any) -> Settings:
         comfy_url=engine.url,
         comfy_input_dir=engine.input_dir,
         comfy_output_dir=engine.output_dir,
+        comfy_models_dirs=engine.models_dirs,
         **values,
     )
 

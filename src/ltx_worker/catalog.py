@@ -48,6 +48,11 @@ class ModelFile:
         """Name, size and source, as error messages show it."""
         return f"{self.name} ({self.bytes / 1e9:.1f} GB, {self.repository}, folder {self.folder})"
 
+    @property
+    def command(self) -> str:
+        """The command that fetches the file into ComfyUI's folder for it."""
+        return f"hf download {self.repository} {self.path} --local-dir models/{self.folder}"
+
 
 @dataclass(frozen=True)
 class LoaderInput:
@@ -69,6 +74,10 @@ class Catalog:
     def families(self) -> tuple[str, ...]:
         """The model families, in the catalogue's order."""
         return tuple(dict.fromkeys(f.family for f in self.files if f.family != "any"))
+
+    def roles(self, family: str) -> frozenset[str]:
+        """The roles that some file can play for `family`."""
+        return frozenset(file.role for file in self.files if file.family in (family, "any"))
 
     def candidates(self, family: str, role: str, variant: Variant | None) -> list[ModelFile]:
         """The files that can play `role` for `family`; only those of `variant` if one is given."""
@@ -128,13 +137,32 @@ class Inventory:
         candidates = self.catalog.candidates(family, role, self.variant)
         return next((f for f in candidates if (f.folder, f.name) in self.offered), None)
 
-    def missing(self, family: str, roles: Iterable[str]) -> list[ModelFile]:
-        """For each role without an offered file, the file to install."""
-        return [
-            self.catalog.candidates(family, role, self.variant)[0]
-            for role in roles
-            if self.find(family, role) is None
-        ]
+    def choose(self, family: str, role: str) -> ModelFile:
+        """The offered file for `role`, else the one to install; KeyError when none is published."""
+        candidates = self.catalog.candidates(family, role, self.variant)
+        if not candidates:
+            raise KeyError(f"no file is published for {role} of {family}")
+        return self.find(family, role) or candidates[0]
+
+    def missing(self, graph: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ModelFile | None]]:
+        """The names that the graph's loaders ask for and ComfyUI does not offer.
+
+        Each comes with its catalogue entry, if it has one.
+        """
+        folders = {(row.node_class, row.input): row.folder for row in self.catalog.loaders}
+        known = {(file.folder, file.name): file for file in self.catalog.files}
+        asked = {
+            (folder, value): None
+            for node in graph.values()
+            for name, value in node["inputs"].items()
+            if (folder := folders.get((node["class_type"], name))) and isinstance(value, str)
+        }
+        return [(pair[1], known.get(pair)) for pair in asked if pair not in self.offered]
+
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """The names of all LoRA files that ComfyUI offers."""
+        return tuple(sorted(name for folder, name in self.offered if folder == "loras"))
 
 
 def _options(node_info: Mapping[str, Any], loader: LoaderInput) -> list[str]:

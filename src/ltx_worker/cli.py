@@ -2,7 +2,8 @@
 
 ltx demo       start an engine and the handler here, send one job, write the clip
 ltx generate   send one job to a running worker
-ltx schema     print the JSON Schema of the request or the result
+ltx workflows  check the workflow files, or write their index
+    ltx schema     print the JSON Schema of the request or the result
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ltx_worker import engines
+from ltx_worker.catalog import load_catalog
+from ltx_worker.contact_sheet import write_contact_sheet
 from ltx_worker.errors import JobError
 from ltx_worker.job_client import (
     JobFailed,
@@ -36,11 +39,18 @@ from ltx_worker.job_client import (
 from ltx_worker.progress import JobProgress
 from ltx_worker.request_fields import RequestFields
 from ltx_worker.result import GenerateResult
+from ltx_worker.samples import sample_request
+from ltx_worker.settings import InvalidSettings, load_settings
+from ltx_worker.workflow.index import index_text
+from ltx_worker.workflow.template import load_templates
 
 _DEMO_PROMPT = "A lighthouse on a cliff at dusk, waves breaking below, gulls calling"
 # Request fields that have an option of their own; --set takes any other.
 _TEXT_OPTIONS = ("mode", "model", "quality", "resolution", "aspect_ratio", "negative_prompt")
 _NUMBER_OPTIONS = {"duration": float, "num_frames": int, "fps": float, "seed": int}
+_MEDIA_OPTIONS = ("image", "last_image", "audio", "video")
+
+_Run = Callable[[dict[str, Any]], dict[str, Any]]
 
 _console = Console(stderr=True)
 
@@ -53,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     except JobFailed as failure:
         _print_failure(failure)
         sys.exit(1)
-    except (JobError, OSError) as error:
+    except (JobError, InvalidSettings, OSError) as error:
         _console.print(f"[red]{error}[/red]", highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -66,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="start everything here, send one job, write the clip")
     demo.add_argument("prompt", nargs="?", default=_DEMO_PROMPT)
+    demo.add_argument(
+        "--all", action="store_true", help="one clip of every mode and a contact sheet, in --out"
+    )
     demo.add_argument("--engine", choices=("sandbox", "comfyui"), default="sandbox")
     demo.add_argument(
         "--comfyui-dir",
@@ -93,6 +106,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_job_options(generate)
     generate.set_defaults(command=_generate)
 
+    workflows = commands.add_parser("workflows", help="check the workflows, or write their index")
+    workflows.add_argument("--write", action="store_true", help="write workflows/index.md again")
+    workflows.set_defaults(command=_workflows)
+
     schema = commands.add_parser("schema", help="print the contract as JSON Schema")
     schema.add_argument("part", nargs="?", choices=("request", "result"), default="request")
     schema.set_defaults(command=_schema)
@@ -100,7 +117,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_job_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image", type=Path, help="a picture for image to video")
+    for name in _MEDIA_OPTIONS:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, help=f"a file for {name}")
     for name in _TEXT_OPTIONS:
         parser.add_argument(f"--{name.replace('_', '-')}")
     for name, kind in _NUMBER_OPTIONS.items():
@@ -116,7 +134,33 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
+    """One clip, or one of every mode; media that a mode needs and nobody gave are samples."""
     job_input = _job_input(arguments)
+    with _local_worker(arguments) as run:
+        if arguments.all:
+            _demo_all(run, job_input, arguments.out)
+        else:
+            samples = sample_request(arguments.mode) if arguments.mode else {}
+            _finish(run(samples | job_input), arguments.out)
+
+
+def _demo_all(run: _Run, job_input: dict[str, Any], folder: Path) -> None:
+    clips: list[tuple[str, Path]] = []
+    templates = load_templates(load_settings().workflows_dir).values()
+    for mode in dict.fromkeys(template.mode for template in templates):
+        output = run(sample_request(mode) | job_input | {"mode": mode})
+        path = folder / f"{mode}.mp4"
+        save_video(output, path)
+        seconds = output["timings"]["total_s"]
+        clips.append((f"{mode}: {output['metadata']['num_frames']} frames, {seconds:.1f} s", path))
+        _console.print(f"{path}  {seconds:.1f} s", highlight=False)
+    write_contact_sheet(clips, folder / "contact_sheet.png")
+    _console.print(f"{folder / 'contact_sheet.png'}", highlight=False)
+
+
+@contextlib.contextmanager
+def _local_worker(arguments: argparse.Namespace) -> Generator[_Run]:
+    """Engine and handler on this machine; yields what runs a job there with a progress bar."""
     with (
         tempfile.TemporaryDirectory(prefix="ltx-demo-") as folder,
         _progress_bar() as on_progress,
@@ -131,8 +175,7 @@ def _demo(arguments: argparse.Namespace) -> None:
             ) as worker_url,
         ):
             _console.print(f"Ready after {time.monotonic() - started:.1f} s; sending the job")
-            output = LocalWorker(worker_url).run(job_input, on_progress)
-    _finish(output, arguments.out)
+            yield lambda job_input: LocalWorker(worker_url).run(job_input, on_progress)
 
 
 def _engine(
@@ -157,6 +200,18 @@ def _generate(arguments: argparse.Namespace) -> None:
     _finish(output, arguments.out)
 
 
+def _workflows(arguments: argparse.Namespace) -> None:
+    folder = load_settings().workflows_dir
+    templates = load_templates(folder).values()
+    index = folder / "index.md"
+    text = index_text(templates, load_catalog())
+    if arguments.write:
+        index.write_text(text, encoding="utf-8")
+    elif not index.exists() or index.read_text(encoding="utf-8") != text:
+        raise OSError(f"{index} is not current; make it again with ltx workflows --write")
+    _console.print(f"{len(templates)} workflows fit their bindings", highlight=False)
+
+
 def _schema(arguments: argparse.Namespace) -> None:
     model = RequestFields if arguments.part == "request" else GenerateResult
     print(json.dumps(model.model_json_schema(), indent=2))
@@ -168,8 +223,9 @@ def _job_input(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in (*_TEXT_OPTIONS, *_NUMBER_OPTIONS):
         if getattr(arguments, name) is not None:
             job_input[name] = getattr(arguments, name)
-    if arguments.image is not None:
-        job_input["image"] = base64.b64encode(arguments.image.read_bytes()).decode("ascii")
+    for name in _MEDIA_OPTIONS:
+        if (path := getattr(arguments, name)) is not None:
+            job_input[name] = base64.b64encode(path.read_bytes()).decode("ascii")
     for assignment in arguments.set:
         name, _, value = assignment.partition("=")
         try:
@@ -207,7 +263,7 @@ def _progress_bar() -> Generator[OnProgress]:
 
 def _finish(output: Mapping[str, Any], path: Path) -> None:
     save_video(output, path)
-    result = GenerateResult.model_validate(output, strict=False)
+    result = GenerateResult.model_validate(output)
     made = Table(title=str(path), title_justify="left", show_header=False)
     for name, value in result.metadata.model_dump().items():
         made.add_row(name, str(value))

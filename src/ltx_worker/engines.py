@@ -5,6 +5,7 @@ For the command line, the benchmarks and the tests; a container starts its own.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import requests
@@ -36,6 +37,7 @@ class Engine:
     input_dir: Path
     output_dir: Path
     process: ChildProcess
+    models_dirs: tuple[Path, ...] = ()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -44,6 +46,7 @@ class Engine:
             "COMFY_URL": self.url,
             "COMFY_INPUT_DIR": str(self.input_dir),
             "COMFY_OUTPUT_DIR": str(self.output_dir),
+            "COMFY_MODELS_DIRS": json.dumps([str(path) for path in self.models_dirs]),
         }
 
 
@@ -57,11 +60,14 @@ def sandbox(folder: Path, options: Sequence[str] = ()) -> Generator[Engine]:
 
 @contextmanager
 def comfyui(
-    comfyui_dir: Path, folder: Path, options: Sequence[str] = (), python: Path | None = None
+    comfyui_dir: Path,
+    folder: Path,
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Generator[Engine]:
     """The ComfyUI in `comfyui_dir`, run by its own Python, with its files under `folder`."""
     command = [
-        str(python or comfyui_python(comfyui_dir)),
+        str(comfyui_python(comfyui_dir)),
         str(comfyui_dir / "main.py"),
         "--disable-auto-launch",
         "--disable-metadata",
@@ -70,8 +76,9 @@ def comfyui(
         *([] if shutil.which("nvidia-smi") else ["--cpu"]),
         *options,
     ]
-    with _engine(command, folder, _COMFYUI_START_S) as engine:
-        yield engine
+    variables = os.environ | dict(environment or {})
+    with _engine(command, folder, _COMFYUI_START_S, variables) as engine:
+        yield replace(engine, models_dirs=(comfyui_dir / "models",))
 
 
 def comfyui_python(comfyui_dir: Path) -> Path:
@@ -88,7 +95,12 @@ def comfyui_python(comfyui_dir: Path) -> Path:
 
 
 @contextmanager
-def _engine(command: Sequence[str], folder: Path, timeout_s: float) -> Generator[Engine]:
+def _engine(
+    command: Sequence[str],
+    folder: Path,
+    timeout_s: float,
+    environment: Mapping[str, str] | None = None,
+) -> Generator[Engine]:
     port = free_port()
     input_dir, output_dir = _made(folder / "input"), _made(folder / "output")
     full = [
@@ -98,7 +110,7 @@ def _engine(command: Sequence[str], folder: Path, timeout_s: float) -> Generator
         *("--output-directory", str(output_dir)),
         *("--temp-directory", str(_made(folder / "temp"))),
     ]
-    with ChildProcess(full) as process:
+    with ChildProcess(full, environment=environment) as process:
         engine = Engine(f"http://127.0.0.1:{port}", input_dir, output_dir, process)
         client = ComfyClient(engine.url)
         try:

@@ -81,6 +81,13 @@ class InvalidRequest(JobError):
 
     code = "invalid_request"
 
+    @classmethod
+    def listing(cls, problems: Sequence[Problem]) -> Self:
+        """One error that carries all `problems`."""
+        listed = "; ".join(f"{problem.field} {problem.message}" for problem in problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        return cls(f"The request has {count}: {listed}", details=problems)
+
 
 class InputUnavailable(JobError):
     """A URL of the request could not be fetched."""

@@ -37,6 +37,15 @@ class Size:
     width: int
     height: int
 
+    @property
+    def ratio(self) -> float:
+        """The aspect ratio, width / height."""
+        return self.width / self.height
+
+    def times(self, factor: int) -> Size:
+        """The size with both sides `factor` times as long."""
+        return Size(self.width * factor, self.height * factor)
+
     def __str__(self) -> str:
         return f"{self.width}x{self.height}"
 
@@ -51,24 +60,23 @@ def snap_frames_down(frames: int) -> int:
     return (frames - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
 
 
-def snap_size(size: Size, passes: int) -> Size:
-    """The size nearest to `size` that a workflow of `passes` passes can make."""
-    grid = PIXELS_PER_LATENT * passes
+def snap_size(size: Size, grid: int) -> Size:
+    """The size nearest to `size` whose sides are multiples of `grid` pixels."""
     return Size(_snap_side(size.width, grid), _snap_side(size.height, grid))
 
 
-def size_for(resolution: str, ratio: float, passes: int) -> Size:
-    """The size for a named resolution and an aspect ratio (width / height).
+def size_for(resolution: str, ratio: float, grid: int) -> Size:
+    """The size for a named resolution and an aspect ratio (width / height), on the grid.
 
     16:9 and 9:16 are the named sizes; any other ratio gets as many pixels as they have.
     """
     width, height = RESOLUTIONS[resolution]
     if math.isclose(ratio, 16 / 9, rel_tol=0.01):
-        return Size(width, height)
+        return snap_size(Size(width, height), grid)
     if math.isclose(ratio, 9 / 16, rel_tol=0.01):
-        return Size(height, width)
+        return snap_size(Size(height, width), grid)
     area = width * height
-    return snap_size(Size(round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))), passes)
+    return snap_size(Size(round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))), grid)
 
 
 def audio_clock(num_frames: int, fps: float) -> tuple[int, int]:

@@ -17,19 +17,22 @@ from ltx_worker.comfy.client import ComfyClient, OutputFile
 from ltx_worker.errors import ComfyFailed
 
 _log = logging.getLogger(__name__)
-_FOLDER = "ltx2"
 
 
 class JobFiles:
     """Use as a context manager, one a job."""
 
     def __init__(
-        self, client: ComfyClient, input_dir: Path | None, output_dir: Path | None
+        self,
+        client: ComfyClient,
+        input_dir: Path | None,
+        output_dir: Path | None,
+        folder: str = "ltx2",
     ) -> None:
         self._client = client
         self._input_dir = input_dir
         self._output_dir = output_dir
-        self._subfolder = f"{_FOLDER}/{secrets.token_hex(8)}"
+        self._subfolder = f"{folder}/{secrets.token_hex(8)}"
         self._temporary = Path(tempfile.mkdtemp(prefix="ltx2-"))
 
     def __enter__(self) -> JobFiles:
@@ -42,9 +45,18 @@ class JobFiles:
                 self._remove(folder / self._subfolder)
 
     @property
+    def subfolder(self) -> str:
+        """The job's folder, relative to ComfyUI's input folder and to its output folder."""
+        return self._subfolder
+
+    @property
     def filename_prefix(self) -> str:
         """What ComfyUI's save nodes get, so that they write into the job's folder."""
         return f"{self._subfolder}/clip"
+
+    def scratch_path(self, name: str) -> Path:
+        """Where to write a file that only the worker needs."""
+        return self._temporary / name
 
     def input_path(self, name: str) -> Path:
         """Where to write an input file called `name`; `publish` it afterwards."""
@@ -69,7 +81,7 @@ class JobFiles:
             if path.is_file():
                 return path
         else:
-            path = self._temporary / "output"
+            path = Path(tempfile.mkdtemp(dir=self._temporary)) / "output"
             with path.open("wb") as target:
                 if self._client.download(file, target):
                     return path

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TypedDict
 
 from ltx_worker.comfy.events import Cached, Ended, Event, Executed, Executing, Progress, Started
+from ltx_worker.workflow.splice import original_id
 from ltx_worker.workflow.template import Stage
 
 # So much has to pass before a pace can be told.
@@ -67,10 +68,10 @@ class ProgressTracker:
             case Started():
                 self._queue_left = now
             case Executing(node_id=node_id):
-                self._enter(self._stage_of.get(node_id), now)
+                self._enter(self._stage_of.get(original_id(node_id)), now)
                 self._report(now, 0, 0)
             case Progress(node_id=node_id, value=value, maximum=maximum):
-                stage = self._stage_of.get(node_id)
+                stage = self._stage_of.get(original_id(node_id))
                 if stage == self._current and maximum > 0:
                     self._fraction = max(self._fraction, value / maximum)
                 self._report(now, value, maximum)

@@ -31,7 +31,8 @@ def load_recipe(family: str, quality: str) -> Recipe:
     data = _load()
     quality_values = dict(data["quality"][quality])
     models = quality_values.pop("models")
-    values = data["defaults"] | data["family"][family] | quality_values
+    special = data["family_quality"].get(family, {}).get(quality, {})
+    values = data["defaults"] | data["family"][family] | quality_values | special
     return Recipe(values, models, data["second_pass_seed_offset"])
 
 

@@ -27,6 +27,8 @@ CameraMotion = Literal[
     "static",
     "focus_shift",
 ]
+Direction = Literal["forward", "backward"]
+Replace = Literal["video", "audio", "both"]
 Control = Literal["canny", "depth", "pose", "motion_track", "union", "restyle"]
 
 MAX_PROMPT_CHARACTERS = 10_000
@@ -114,7 +116,9 @@ class Lora(_Fields):
 class OutputOptions(_Fields):
     """How the clip is encoded and handed over."""
 
-    format: Literal["mp4"] = "mp4"
+    format: Literal["mp4", "webm"] | None = Field(
+        default=None, description="H.264 with AAC, or VP9 with Opus; default the worker's setting."
+    )
     delivery: Literal["auto", "base64"] = "auto"
 
 
@@ -163,6 +167,12 @@ class RequestFields(_Fields):
     image_strength: float | None = Field(None, ge=0, le=1)
     control: Control | None = None
     control_strength: float | None = Field(None, ge=0, le=1)
+    direction: Direction = Field(
+        default="forward", description="Where extend adds frames: after the source or before it."
+    )
+    start_time: float | None = Field(None, ge=0, description="Start of a retake, in seconds.")
+    end_time: float | None = Field(None, gt=0, description="End of a retake, in seconds.")
+    replace: Replace = Field(default="both", description="What a retake makes anew.")
     camera_motion: Annotated[CameraMotion, BeforeValidator(_lower)] | None = None
     camera_strength: float | None = Field(None, ge=0, le=2)
     loras: list[Lora] = Field(default=[], max_length=16)
@@ -214,7 +224,7 @@ def _canonical(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]
         if name == "mode" and _quality_name(value) in ("fast", "pro"):
             field = "quality"
         if field not in RequestFields.model_fields:
-            problems.append(Problem(name, _unknown(name)))
+            problems.append(Problem(name, unknown_field(name, _KNOWN)))
         elif field in source:
             problems.append(Problem(name, f"says the same as {source[field]}; give one of them"))
         else:
@@ -223,9 +233,12 @@ def _canonical(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]
     return result, problems
 
 
-def _unknown(name: str) -> str:
-    known = [*RequestFields.model_fields, *_ALIASES]
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+_KNOWN = [*RequestFields.model_fields, *_ALIASES]
+
+
+def unknown_field(name: str, known: Iterable[str]) -> str:
+    """What is wrong with a field that is none of `known`, and which of them is nearest."""
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"is not a field; did you mean {nearest[0]}?" if nearest else "is not a field"
 
 

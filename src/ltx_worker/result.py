@@ -32,6 +32,7 @@ class Metadata(_Part):
     num_frames: int
     duration_s: float
     has_audio: bool
+    enhanced_prompt: str | None = Field(description="What the prompt was enhanced to, if asked.")
     audio_sample_rate: int | None
     engine: str = Field(description="comfyui, or sandbox for a clip that no model made.")
     worker_version: str

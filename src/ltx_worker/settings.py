@@ -40,6 +40,12 @@ class Settings(BaseSettings):
         description="ComfyUI's output folder, where it is shared with the worker; "
         "otherwise results are fetched over HTTP and stay there.",
     )
+    comfy_models_dirs: tuple[Path, ...] = Field(
+        default=(),
+        validation_alias=AliasChoices("comfy_models_dirs", "COMFY_MODELS_DIRS"),
+        description="ComfyUI's model folders, as a JSON list of paths, where the worker shares "
+        "them: LoRA files are then read before they are used.",
+    )
     variant: Literal["fp8", "fp16"] | None = Field(
         default=None,
         description="Use only the model files of this precision; unset takes what is there.",
@@ -66,6 +72,20 @@ class Settings(BaseSettings):
         default=15_000_000,
         gt=0,
         description="Largest input picture in bytes, as fetched or decoded.",
+    )
+    max_media_bytes: int = Field(
+        default=32_000_000, gt=0, description="Largest input sound or clip in bytes."
+    )
+    max_media_s: Seconds = Field(
+        default=120.0, description="Longest input sound or clip in seconds."
+    )
+    video_format: Literal["mp4", "webm"] = Field(
+        default="mp4", description="Container of a clip whose request names none."
+    )
+    output_dir: str = Field(
+        default="ltx2",
+        pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$",
+        description="Folder of the jobs' files, inside ComfyUI's input and output folders.",
     )
     workflows_dir: Path = Field(
         default=_REPOSITORY / "workflows",

@@ -19,29 +19,35 @@ from ltx_worker.comfy.execution import execute
 from ltx_worker.comfy.process import wait_until_ready
 from ltx_worker.delivery.inline import encode
 from ltx_worker.delivery.probe import ClipFacts, check, probe
+from ltx_worker.delivery.transcode import to_webm
 from ltx_worker.errors import (
     ComfyFailed,
     InternalError,
     JobError,
-    ModelMissing,
     WorkflowMismatch,
 )
 from ltx_worker.job_files import JobFiles
-from ltx_worker.media.fetch import read_media
-from ltx_worker.media.normalise import write_image
+from ltx_worker.media.placing import Placer
+from ltx_worker.offer import Offer
 from ltx_worker.progress import OnProgress, ProgressTracker
+from ltx_worker.raw_job import RawLimits, run_raw
+from ltx_worker.raw_request import is_raw
+from ltx_worker.raw_result import RawResult
 from ltx_worker.recipes import load_recipe
-from ltx_worker.request import GenerateRequest, Offer, WorkflowOffer, parse_request
+from ltx_worker.request import GenerateRequest
+from ltx_worker.request_reader import parse_request
 from ltx_worker.result import GenerateResult, Metadata, OutputEntry, Timings
 from ltx_worker.settings import Settings
 from ltx_worker.stop import StopSignal
+from ltx_worker.workflow.bindings import Graph
+from ltx_worker.workflow.lora_check import require_fitting_loras
 from ltx_worker.workflow.nodes import explain, validate
-from ltx_worker.workflow.template import Graph, Template, load_templates
-from ltx_worker.workflow.values import model_roles, render
+from ltx_worker.workflow.template import Template, load_templates
+from ltx_worker.workflow.values import Placed, base_graph, render, require_models
 
 _log = logging.getLogger(__name__)
 
-# Job ids become prompt ids under this namespace: a job delivered twice finds its own prompt.
+# Job ids become prompt ids under this namespace.
 _PROMPT_NAMESPACE = uuid.UUID("5a1c3f0e-2f3b-5d7c-9f53-6c7478320001")
 
 
@@ -55,8 +61,9 @@ class Worker:
         self._templates = load_templates(settings.workflows_dir)
         self._catalog = load_catalog()
         self._inventory = Inventory(self._catalog, frozenset())
-        self._offer = Offer({}, self._catalog.families, (), settings.max_frames)
+        self._offer = self._make_offer()
         self._engine = "unknown"
+        self._node_info: Mapping[str, Any] = {}
 
     def start(self) -> None:
         """Wait for ComfyUI, check every workflow against its nodes and see which models it has.
@@ -65,9 +72,11 @@ class Worker:
         """
         wait_until_ready(self._client, self._settings.comfy_start_timeout_s)
         self._engine = self._client.system_stats()["system"].get("engine", "comfyui")
-        node_info = self._client.node_info()
-        self._check_nodes(node_info)
-        self._inventory = Inventory.from_node_info(self._catalog, node_info, self._settings.variant)
+        self._node_info = self._client.node_info()
+        self._check_nodes()
+        self._inventory = Inventory.from_node_info(
+            self._catalog, self._node_info, self._settings.variant
+        )
         self._offer = self._make_offer()
         _log.info(
             "worker.ready engine=%s models=%s workflows=%s",
@@ -89,14 +98,13 @@ class Worker:
         job: Mapping[str, Any],
         stop: StopSignal | None = None,
         on_progress: OnProgress | None = None,
-    ) -> GenerateResult:
+    ) -> GenerateResult | RawResult:
         """Run one job of RunPod's form `{"id", "input"}`; raises only `JobError`."""
         started = time.monotonic()
         job_id = str(job.get("id") or uuid.uuid4())
         try:
-            result = self._run(
-                job_id, job.get("input"), stop or self.new_stop_signal(), on_progress
-            )
+            steps = self._run_raw if is_raw(job.get("input")) else self._run
+            result = steps(job_id, job.get("input"), stop or self.new_stop_signal(), on_progress)
         except JobError as error:
             _log.info("job.failed id=%s code=%s seconds=%.2f", job_id, error.code, _since(started))
             raise
@@ -111,13 +119,13 @@ class Worker:
     ) -> GenerateResult:
         """The five steps. The job's files and its history are gone after them, however they end."""
         started = time.monotonic()
-        prompt_id = str(uuid.uuid5(_PROMPT_NAMESPACE, job_id))
+        prompt_id = _prompt_id(job_id)
         with self._files() as files:
             request = self._parse(job_input)
-            request, image_name = self._place_image(request, files, stop)
-            template, graph = self._render(request, files, image_name)
+            request, placed = Placer(self._settings, files, stop).place(request)
+            template, graph = self._render(request, files, placed)
             inputs_s = _since(started)
-            tracker = ProgressTracker(template.stages, on_progress)
+            tracker = ProgressTracker(template.stages_in(graph), on_progress)
             try:
                 history = execute(self._client, graph, prompt_id, stop, tracker.on_event)
                 made = time.monotonic()
@@ -135,50 +143,54 @@ class Worker:
         )
         return GenerateResult(
             video=video,
-            outputs=[_entry(request, facts)],
-            metadata=self._metadata(request, facts),
+            outputs=[_entry(request, facts, self._format(request))],
+            metadata=self._metadata(request, facts, _enhanced_prompt(history, template)),
             timings=timings,
             warnings=list(request.warnings),
         )
 
+    def _run_raw(
+        self, job_id: str, job_input: Any, stop: StopSignal, on_progress: OnProgress | None
+    ) -> RawResult:
+        """The same for a caller's own graph."""
+        prompt_id = _prompt_id(job_id)
+        limits = RawLimits(self._settings.max_media_bytes, self._settings.max_response_bytes)
+        with self._files() as files:
+            try:
+                return run_raw(
+                    self._client,
+                    files,
+                    job_input,
+                    self._node_info,
+                    prompt_id,
+                    stop,
+                    on_progress,
+                    limits,
+                )
+            finally:
+                self._forget(prompt_id)
+
     def _files(self) -> JobFiles:
         settings = self._settings
-        return JobFiles(self._client, settings.comfy_input_dir, settings.comfy_output_dir)
+        return JobFiles(
+            self._client, settings.comfy_input_dir, settings.comfy_output_dir, settings.output_dir
+        )
 
     def _parse(self, job_input: Any) -> GenerateRequest:
         """Step 1; a worker without any model says so instead of blaming the request."""
         if not self._offer.installed:
-            first = next(iter(self._templates.values()))
-            family = self._catalog.families[0]
-            roles = model_roles(first, load_recipe(family, first.quality))
-            needed = "; ".join(f.describe() for f in self._inventory.missing(family, roles))
-            raise ModelMissing(f"This worker has no complete model; {family} needs {needed}")
+            template = next(iter(self._templates.values()))
+            require_models(self._base_graph(self._catalog.families[0], template), self._inventory)
         return parse_request(job_input, self._offer)
 
-    def _place_image(
-        self, request: GenerateRequest, files: JobFiles, stop: StopSignal
-    ) -> tuple[GenerateRequest, str | None]:
-        """Step 2: the picture in ComfyUI's input folder, and the size that follows from it."""
-        if request.image is None:
-            return request, None
-        data = read_media(request.image, "image", self._settings.max_image_bytes, stop)
-        path = files.input_path("image.png")
-        size = write_image(data, "image", path)
-        return request.fitted_to(size), files.publish(path)
-
     def _render(
-        self, request: GenerateRequest, files: JobFiles, image_name: str | None
+        self, request: GenerateRequest, files: JobFiles, placed: Placed
     ) -> tuple[Template, Graph]:
         """Step 3: the workflow for the request, with every value in it."""
-        template = self._templates[request.mode, request.quality]
-        graph = render(
-            template,
-            request,
-            load_recipe(request.family, request.quality),
-            self._inventory,
-            filename_prefix=files.filename_prefix,
-            image_name=image_name,
-        )
+        template = self._templates[request.mode, request.quality, request.variant]
+        recipe = load_recipe(request.family, request.quality)
+        graph = render(template, request, recipe, self._inventory, files.filename_prefix, placed)
+        require_fitting_loras(graph, request.family, self._settings.comfy_models_dirs)
         return template, graph
 
     def _deliver(
@@ -189,9 +201,15 @@ class Worker:
         if clip is None:
             raise ComfyFailed("ComfyUI reported success without a clip")
         path = files.collect(clip)
+        if self._format(request) == "webm":
+            path = files.scratch_path("clip.webm")
+            to_webm(files.collect(clip), path)
         facts = probe(path)
-        check(facts, request)
+        check(facts, request.made)
         return facts, encode(path, self._settings.max_response_bytes)
+
+    def _format(self, request: GenerateRequest) -> str:
+        return request.output.format or self._settings.video_format
 
     def _forget(self, prompt_id: str) -> None:
         """Take the job's graph, with its prompt, out of ComfyUI's history."""
@@ -200,9 +218,9 @@ class Worker:
         except JobError:
             _log.warning("comfy.history_kept prompt=%s", prompt_id)
 
-    def _check_nodes(self, node_info: Mapping[str, Any]) -> None:
+    def _check_nodes(self) -> None:
         """Refuse a workflow that this ComfyUI's nodes would not take, whatever its models."""
-        with_models = self._catalog.offer(node_info, self._catalog.names())
+        with_models = self._catalog.offer(self._node_info, self._catalog.names())
         for template in self._templates.values():
             validation = validate(template.graph, with_models)
             problems = explain(validation.error, validation.node_errors, template.graph)
@@ -210,29 +228,38 @@ class Worker:
                 raise WorkflowMismatch(f"Workflow {template.name}: " + "; ".join(problems))
 
     def _make_offer(self) -> Offer:
-        workflows = {
-            key: WorkflowOffer(template.takes, template.passes)
-            for key, template in self._templates.items()
-        }
+        catalog, templates = self._catalog, self._templates.values()
         installed = tuple(
             family
-            for family in self._catalog.families
-            if any(self._is_complete(family, template) for template in self._templates.values())
+            for family in catalog.families
+            if any(
+                not self._inventory.missing(self._base_graph(family, template))
+                for template in templates
+            )
         )
-        return Offer(workflows, self._catalog.families, installed, self._settings.max_frames)
+        return Offer(
+            workflows={key: template.offer for key, template in self._templates.items()},
+            families=catalog.families,
+            installed=installed,
+            max_frames=self._settings.max_frames,
+            roles={family: catalog.roles(family) for family in catalog.families},
+            loras=self._inventory.loras,
+        )
 
-    def _is_complete(self, family: str, template: Template) -> bool:
-        roles = model_roles(template, load_recipe(family, template.quality))
-        return not self._inventory.missing(family, roles)
+    def _base_graph(self, family: str, template: Template) -> Graph:
+        recipe = load_recipe(family, template.quality)
+        return base_graph(template, family, recipe, self._inventory)
 
-    def _metadata(self, request: GenerateRequest, facts: ClipFacts) -> Metadata:
+    def _metadata(
+        self, request: GenerateRequest, facts: ClipFacts, enhanced_prompt: str | None
+    ) -> Metadata:
         checkpoint = load_recipe(request.family, request.quality).models["checkpoint"]
-        file = self._inventory.find(request.family, checkpoint)
+        file = self._inventory.choose(request.family, checkpoint)
         return Metadata(
             seed=request.seed,
             mode=request.mode,
             model=request.family,
-            variant=(file and file.variant) or "unknown",
+            variant=file.variant or "unknown",
             quality=request.quality,
             width=facts.width,
             height=facts.height,
@@ -241,18 +268,29 @@ class Worker:
             duration_s=facts.duration_s,
             has_audio=facts.audio_codec is not None,
             audio_sample_rate=facts.audio_sample_rate,
+            enhanced_prompt=enhanced_prompt,
             engine=self._engine,
             worker_version=__version__,
         )
 
 
-def _entry(request: GenerateRequest, facts: ClipFacts) -> OutputEntry:
+def _enhanced_prompt(history: History, template: Template) -> str | None:
+    texts = history.texts.get(template.texts.get("enhanced_prompt", ""), ())
+    return texts[0] if texts else None
+
+
+def _entry(request: GenerateRequest, facts: ClipFacts, container: str) -> OutputEntry:
     return OutputEntry(
-        filename=f"ltx2-{request.mode}-{request.seed}.{request.output.format}",
-        mime_type="video/mp4",
+        filename=f"ltx2-{request.mode}-{request.seed}.{container}",
+        mime_type=f"video/{container}",
         bytes=facts.bytes,
         sha256=facts.sha256,
     )
+
+
+def _prompt_id(job_id: str) -> str:
+    """A job delivered twice finds its own prompt."""
+    return str(uuid.uuid5(_PROMPT_NAMESPACE, job_id))
 
 
 def _since(moment: float) -> float:

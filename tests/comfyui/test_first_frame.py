@@ -20,12 +20,14 @@ from ltx_worker.catalog import Inventory, load_catalog
 from ltx_worker.comfy.client import ComfyClient
 from ltx_worker.comfy.execution import execute
 from ltx_worker.engines import Engine
+from ltx_worker.offer import Offer
 from ltx_worker.recipes import load_recipe
-from ltx_worker.request import Offer, WorkflowOffer, parse_request
+from ltx_worker.request_reader import parse_request
 from ltx_worker.settings import Settings
 from ltx_worker.stop import StopSignal
-from ltx_worker.workflow.template import Graph, load_templates, title_of
-from ltx_worker.workflow.values import render
+from ltx_worker.workflow.bindings import Graph
+from ltx_worker.workflow.template import load_templates, title_of
+from ltx_worker.workflow.values import Placed, render
 
 
 def id_of(graph: Graph, title: str) -> str:
@@ -52,13 +54,14 @@ def read_latent(engine: Engine, key: str) -> np.ndarray:
 def test_the_first_latent_frame_is_the_picture(engine: Engine, family: str, quality: str) -> None:
     """After both passes the first latent frame is the picture's encoding, to float rounding."""
     client = ComfyClient(engine.url)
-    template = load_templates(Settings().workflows_dir)["i2v", quality]
+    template = load_templates(Settings().workflows_dir)["i2v", quality, ""]
     catalog = load_catalog()
     offer = Offer(
-        {("i2v", quality): WorkflowOffer(template.takes, 2)},
+        {("i2v", quality, ""): template.offer},
         catalog.families,
         catalog.families,
-        505,
+        max_frames=505,
+        roles={},
     )
     image = picture(256, 128)
     Path(engine.input_dir / "first.png").write_bytes(base64.b64decode(image))
@@ -68,8 +71,8 @@ def test_the_first_latent_frame_is_the_picture(engine: Engine, family: str, qual
         parse_request(fields, offer),
         load_recipe(family, quality),
         Inventory.from_node_info(catalog, client.node_info()),
-        filename_prefix=f"latents/{uuid.uuid4().hex}",
-        image_name="first.png",
+        f"latents/{uuid.uuid4().hex}",
+        Placed({"image": "first.png"}),
     )
     pixels, vae = [id_of(graph, "Compress image"), 0], [id_of(graph, "Checkpoint"), 2]
     graph["encode"] = {"class_type": "VAEEncode", "inputs": {"pixels": pixels, "vae": vae}}

@@ -6,12 +6,15 @@ import os
 import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from ltx_worker import engines
 
 _HERE = Path(__file__).parent
 _CACHE = Path.home() / ".cache" / "ltx-worker"
+# Tiny tensors gain nothing from threads, and lose much to those of another process.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 _FOLDERS = ("checkpoints", "loras", "text_encoders", "latent_upscale_models")
 
 
@@ -42,7 +45,7 @@ def tiny_comfyui(folder: Path) -> Generator[engines.Engine]:
         "--disable-api-nodes",
         "--use-pytorch-cross-attention",
         "--disable-all-custom-nodes",
-        *("--whitelist-custom-nodes", "ltx_tiny_gemma"),
+        *("--whitelist-custom-nodes", "ltx_tiny_gemma", "ComfyUI-LTXVideo"),
     ]
-    with engines.comfyui(comfyui, folder, options, python) as engine:
-        yield engine
+    with engines.comfyui(comfyui, folder, options, _ENVIRONMENT) as engine:
+        yield replace(engine, models_dirs=(models,))

@@ -175,6 +175,10 @@ UPSCALER: Config = {
     "temporal_upsample": False,
     "spatial_scale": 2.0,
 }
+TEMPORAL_UPSCALER: Config = UPSCALER | {"spatial_upsample": False, "temporal_upsample": True}
+
+# A LoRA whose name says so takes a guide of half the clip's sides.
+HALF_SIZE_GUIDE = "ref0.5"
 
 
 @dataclass(frozen=True)
@@ -187,8 +191,9 @@ class Family:
 
     name: str
     checkpoints: dict[str, str]
-    lora: str
+    loras: tuple[str, ...]
     upscaler: str
+    temporal_upscaler: str
     config: Config
     rational_resampler: bool
     loudness: float
@@ -201,8 +206,23 @@ FAMILIES = (
             "distilled": "ltx-2-19b-distilled-fp8.safetensors",
             "dev": "ltx-2-19b-dev-fp8.safetensors",
         },
-        lora="ltx-2-19b-distilled-lora-384.safetensors",
+        loras=(
+            "ltx-2-19b-distilled-lora-384.safetensors",
+            "ltx-2-19b-lora-camera-control-dolly-in.safetensors",
+            "ltx-2-19b-lora-camera-control-dolly-out.safetensors",
+            "ltx-2-19b-lora-camera-control-dolly-left.safetensors",
+            "ltx-2-19b-lora-camera-control-dolly-right.safetensors",
+            "ltx-2-19b-lora-camera-control-jib-up.safetensors",
+            "ltx-2-19b-lora-camera-control-jib-down.safetensors",
+            "ltx-2-19b-lora-camera-control-static.safetensors",
+            "ltx-2-19b-ic-lora-detailer.safetensors",
+            "ltx-2-19b-ic-lora-canny-control.safetensors",
+            "ltx-2-19b-ic-lora-depth-control.safetensors",
+            "ltx-2-19b-ic-lora-pose-control.safetensors",
+            "ltx-2-19b-ic-lora-union-control-ref0.5.safetensors",
+        ),
         upscaler="ltx-2-spatial-upscaler-x2-1.0.safetensors",
+        temporal_upscaler="ltx-2-temporal-upscaler-x2-1.0.safetensors",
         config={"transformer": TRANSFORMER, "vocoder": VOCODER},
         rational_resampler=False,
         loudness=6.0,
@@ -213,8 +233,13 @@ FAMILIES = (
             "distilled": "ltx-2.3-22b-distilled-fp8.safetensors",
             "dev": "ltx-2.3-22b-dev-fp8.safetensors",
         },
-        lora="ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
+        loras=(
+            "ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
+            "ltx-2.3-22b-ic-lora-union-control-ref0.5.safetensors",
+            "ltx-2.3-22b-ic-lora-motion-track-control-ref0.5.safetensors",
+        ),
         upscaler="ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
+        temporal_upscaler="ltx-2.3-temporal-upscaler-x2-1.0.safetensors",
         config={"transformer": TRANSFORMER_23, "vocoder": VOCODER_23},
         rational_resampler=True,
         loudness=0.004,

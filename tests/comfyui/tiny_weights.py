@@ -29,6 +29,7 @@ import torch
 from safetensors.torch import save_file
 
 Tensors = dict[str, torch.Tensor]
+Metadata = dict[str, str]
 
 STAMP = "tiny_weights.json"
 LORA_RANK = 4
@@ -140,25 +141,30 @@ def autoencoders(family: sizes.Family, config: sizes.Config) -> Tensors:
     }
 
 
-def lora(family: sizes.Family, base: Tensors) -> Tensors:
-    """A low-rank change of every linear layer in the transformer's blocks."""
+def lora(file_name: str, base: Tensors) -> Tensors:
+    """A low-rank change of every linear layer in the transformer's blocks, drawn by file name."""
     tensors: Tensors = {}
     for key, weight in base.items():
         if ".transformer_blocks." not in key or weight.dim() != 2 or not key.endswith(".weight"):
             continue
         name = key.removeprefix("model.").removesuffix(".weight")
-        down = draw(f"{family.name}/{name}/A", (LORA_RANK, weight.shape[1]))
-        up = draw(f"{family.name}/{name}/B", (weight.shape[0], LORA_RANK))
+        down = draw(f"{file_name}/{name}/A", (LORA_RANK, weight.shape[1]))
+        up = draw(f"{file_name}/{name}/B", (weight.shape[0], LORA_RANK))
         tensors[f"{name}.lora_A.weight"] = down * weight.shape[1] ** -0.5
         tensors[f"{name}.lora_B.weight"] = up * LORA_GAIN * LORA_RANK**-0.5
     return tensors
 
 
-def upscaler(family: sizes.Family) -> tuple[Tensors, sizes.Config]:
-    """The latent upscaler and the configuration it is loaded with."""
-    config = sizes.UPSCALER | {"rational_resampler": family.rational_resampler}
+def lora_metadata(file_name: str) -> Metadata | None:
+    """What ComfyUI reads of a control LoRA: how many times smaller than the clip its guide is."""
+    return {"reference_downscale_factor": "2"} if sizes.HALF_SIZE_GUIDE in file_name else None
+
+
+def upscaler(family: sizes.Family, sizes_of: sizes.Config) -> tuple[Tensors, Metadata]:
+    """A latent upscaler and the configuration it is loaded with."""
+    config = sizes_of | {"rational_resampler": family.rational_resampler}
     model = comfy("ldm.lightricks.latent_upsampler").LatentUpsampler.from_config(config)
-    return fill_module(family.name, model), config
+    return fill_module(family.name, model), as_metadata(config)
 
 
 def tokenizer_model() -> torch.Tensor:
@@ -203,24 +209,32 @@ def text_encoder() -> Tensors:
     }
 
 
-def files() -> Iterator[tuple[str, Tensors, sizes.Config | None]]:
-    """Each file's path below the models folder, its tensors and its `config` metadata."""
+def as_metadata(config: sizes.Config) -> Metadata:
+    """The metadata in which ComfyUI looks for a model's sizes."""
+    return {"config": json.dumps(config, sort_keys=True)}
+
+
+def files() -> Iterator[tuple[str, Tensors, Metadata | None]]:
+    """Each file's path below the models folder, its tensors and its metadata."""
     yield f"text_encoders/{sizes.TEXT_ENCODER}", text_encoder(), None
     for family in sizes.FAMILIES:
         config = family.config | {"vae": sizes.VIDEO_VAE, "audio_vae": sizes.AUDIO_VAE}
         shared = text_projection(family) | autoencoders(family, config)
+        tensors: Tensors = {}
         for variant, name in family.checkpoints.items():
             tensors = transformer(family, variant)
-            yield f"checkpoints/{name}", tensors | shared, config
-        yield f"loras/{family.lora}", lora(family, tensors), None
-        yield f"latent_upscale_models/{family.upscaler}", *upscaler(family)
+            yield f"checkpoints/{name}", tensors | shared, as_metadata(config)
+        for name in family.loras:
+            yield f"loras/{name}", lora(name, tensors), lora_metadata(name)
+        folder = "latent_upscale_models"
+        yield f"{folder}/{family.upscaler}", *upscaler(family, sizes.UPSCALER)
+        yield f"{folder}/{family.temporal_upscaler}", *upscaler(family, sizes.TEMPORAL_UPSCALER)
 
 
-def write(path: Path, tensors: Tensors, config: sizes.Config | None) -> None:
+def write(path: Path, tensors: Tensors, metadata: Metadata | None) -> None:
     """Put one safetensors file in place whole; its metadata has one key, for a stable order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
-    metadata = {"config": json.dumps(config, sort_keys=True)} if config else None
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
     partial.replace(path)
 
@@ -265,8 +279,8 @@ def main() -> None:
     sys.path.insert(0, str(options.comfyui.resolve()))
     comfy("cli_args").args.cpu = True
     written: dict[str, int] = {}
-    for name, tensors, config in files():
-        write(options.models / name, tensors, config)
+    for name, tensors, metadata in files():
+        write(options.models / name, tensors, metadata)
         written[name] = (options.models / name).stat().st_size
         log.info("wrote %s (%.1f MB)", name, written[name] / 1e6)
     (options.models / STAMP).write_text(json.dumps(stamp | {"files": written}, indent=2) + "\n")

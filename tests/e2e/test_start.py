@@ -36,7 +36,7 @@ def ambiguous_workflows(tmp_path: Path) -> Path:
     graph = source.with_suffix(".json").read_text()
     (tmp_path / "i2v_pro.toml").write_text(source.with_suffix(".toml").read_text())
     (tmp_path / "i2v_pro.json").write_text(
-        graph.replace('"title": "Negative prompt"', '"title": "Prompt"')
+        graph.replace('"Second pass noise"', '"First pass noise"')
     )
     return tmp_path
 
@@ -60,7 +60,7 @@ def test_a_binding_that_matches_two_nodes_is_named(ambiguous_workflows: Path) ->
     """Both nodes are named, before any engine is asked."""
     line = last_line(start_handler(LTX2_WORKFLOWS_DIR=str(ambiguous_workflows)))
     assert "workflow_mismatch" in line
-    assert "Workflow i2v_pro: binding prompt" in line
+    assert "Workflow i2v_pro: binding seed" in line
     assert "2 nodes" in line
 
 

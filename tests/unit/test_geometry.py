@@ -38,19 +38,21 @@ def test_snapped_frames_are_on_the_grid_and_near(frames: int) -> None:
     assert frames - 7 <= snap_frames_down(frames) <= frames
 
 
-@given(st.integers(MIN_SIDE, MAX_SIDE), st.integers(MIN_SIDE, MAX_SIDE), st.integers(1, 2))
-def test_snapped_sizes_are_on_the_grid_and_near(width: int, height: int, passes: int) -> None:
-    """Sides are multiples of 32 a pass, at most half a step away."""
-    size = snap_size(Size(width, height), passes)
+@given(
+    st.integers(MIN_SIDE, MAX_SIDE), st.integers(MIN_SIDE, MAX_SIDE), st.sampled_from([32, 64, 128])
+)
+def test_snapped_sizes_are_on_the_grid_and_near(width: int, height: int, grid: int) -> None:
+    """Sides are multiples of the grid, at most half a step away."""
+    size = snap_size(Size(width, height), grid)
     for before, after in ((width, size.width), (height, size.height)):
-        assert after % (32 * passes) == 0
-        assert abs(after - before) <= 16 * passes
+        assert after % grid == 0
+        assert abs(after - before) <= grid / 2
 
 
 @given(st.sampled_from(list(RESOLUTIONS)), st.floats(0.25, 4))
 def test_every_ratio_gets_about_as_many_pixels(resolution: str, ratio: float) -> None:
     """A named resolution means the same work in every aspect ratio."""
-    size = size_for(resolution, ratio, passes=2)
+    size = size_for(resolution, ratio, grid=64)
     width, height = RESOLUTIONS[resolution]
     assert size.width * size.height == pytest.approx(width * height, rel=0.15)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -11,21 +12,33 @@ from hypothesis import strategies as st
 
 from ltx_worker.errors import InvalidRequest
 from ltx_worker.geometry import Size
-from ltx_worker.request import GenerateRequest, Offer, WorkflowOffer, parse_request
+from ltx_worker.offer import Offer, WorkflowOffer
+from ltx_worker.request import GenerateRequest
+from ltx_worker.request_reader import parse_request
 
 TAKES = frozenset({"prompt", "seed"})
 WITH_IMAGE = TAKES | {"image", "image_strength"}
+CONTROLS = frozenset({"loras", "generate_audio", "enhance_prompt", "detailer"})
+NEGATIVE = frozenset({"negative_prompt"})
 OFFER = Offer(
     workflows={
-        ("t2v", "fast"): WorkflowOffer(TAKES, 2),
-        ("t2v", "pro"): WorkflowOffer(TAKES | {"negative_prompt"}, 2),
-        ("i2v", "fast"): WorkflowOffer(WITH_IMAGE, 2),
-        ("i2v", "pro"): WorkflowOffer(WITH_IMAGE | {"negative_prompt"}, 2),
+        ("t2v", "fast", ""): WorkflowOffer(TAKES | CONTROLS),
+        ("t2v", "pro", ""): WorkflowOffer(TAKES | CONTROLS | NEGATIVE),
+        ("i2v", "fast", ""): WorkflowOffer(WITH_IMAGE, requires=frozenset({"image"})),
+        ("i2v", "pro", ""): WorkflowOffer(WITH_IMAGE | NEGATIVE, requires=frozenset({"image"})),
+        ("keyframes", "fast", ""): WorkflowOffer(TAKES | {"keyframes"}),
+        ("a2v", "fast", ""): WorkflowOffer(TAKES | {"audio"}, requires=frozenset({"audio"})),
     },
     families=("ltx-2", "ltx-2.3"),
     installed=("ltx-2",),
     max_frames=505,
+    roles={
+        "ltx-2": frozenset({"detailer_lora", "camera_dolly_in"}),
+        "ltx-2.3": frozenset(),
+    },
+    loras=("style.safetensors",),
 )
+BOTH = dataclasses.replace(OFFER, installed=("ltx-2", "ltx-2.3"))
 IMAGE = "https://example.com/a.png"
 
 
@@ -130,19 +143,32 @@ def test_other_names_and_forms_mean_the_same(
         ({"mode": "dance"}, "mode", "t2v"),
         ({"mode": "i2v"}, "image", "required"),
         ({"mode": "t2v", "image": IMAGE}, "image", "not taken"),
-        ({"audio": "AAAA"}, "mode", "a2v"),
+        ({"video": "AAAA"}, "mode", "v2v"),
+        ({"mode": "a2v"}, "audio", "required"),
         ({"quality": "quality"}, "quality", "fast, pro"),
         ({"image": {"url": IMAGE, "base64": "AAAA"}}, "image", "either"),
         ({"image": IMAGE, "image_url": IMAGE}, "image_url", "same as image"),
         ({"image": 5}, "image", "object"),
         ({"image": IMAGE, "image_strength": 2}, "image_strength", "at most 1"),
         ({"generate_audio": "no"}, "generate_audio", "true or false"),
-        ({"generate_audio": False}, "generate_audio", "not taken"),
-        ({"detailer": True}, "detailer", "not taken"),
-        ({"camera_motion": "dolly_in"}, "camera_motion", "not taken"),
-        ({"loras": [{"name": "a"}]}, "loras", "not taken"),
+        ({"generate_audio": False, "image": IMAGE}, "generate_audio", "not taken"),
+        ({"temporal_upscale": True}, "temporal_upscale", "not taken"),
+        ({"detailer": True, "num_frames": 17}, "detailer", "at least 25 frames"),
+        ({"camera_motion": "spin"}, "camera_motion", "dolly_in"),
+        ({"camera_strength": 1}, "camera_strength", "camera_motion"),
+        ({"loras": [{"name": "a"}]}, "loras.0.name", "style.safetensors"),
+        ({"loras": [{"name": "style"}], "image": IMAGE}, "loras", "not taken"),
+        ({"keyframes": [{"image": IMAGE}]}, "keyframes.0", "either frame or time"),
+        ({"keyframes": [{"image": IMAGE, "frame": 121}]}, "keyframes.0.frame", "120"),
+        ({"keyframes": [{"image": IMAGE, "time": 9}]}, "keyframes.0.time", "5.00 s"),
+        ({"mode": "keyframes"}, "keyframes", "required"),
+        (
+            {"image": IMAGE, "keyframes": [{"image": IMAGE, "frame": 0}]},
+            "keyframes",
+            "different frames",
+        ),
         ({"keyframes": [{"image": IMAGE, "frame": -1}]}, "keyframes.0.frame", "at least 0"),
-        ({"output": {"format": "gif"}}, "output.format", "mp4"),
+        ({"output": {"format": "gif"}}, "output.format", "webm"),
         ({"output": {"fromat": "mp4"}}, "output.fromat", "is not a field"),
     ],
 )
@@ -158,7 +184,13 @@ def test_a_wrong_field_is_named_with_what_is_right(
 def test_all_problems_come_at_once() -> None:
     """Mistakes of every kind are in the one error: types, ranges, names, combinations."""
     found = problems(
-        promt="y", seed=-1, fps=0, resolution="banana", mode="i2v", model="ltx-2.3", detailer=True
+        promt="y",
+        seed=-1,
+        fps=0,
+        resolution="banana",
+        mode="i2v",
+        model="ltx-2.3",
+        detailer=True,
     )
     assert set(found) == {
         "promt", "seed", "fps", "resolution", "image", "model", "detailer",
@@ -229,3 +261,80 @@ def test_any_object_gives_a_request_or_one_coded_error(job_input: dict[str, Any]
         return
     assert refusal.details
     assert json.loads(refusal.to_json())["code"] == "invalid_request"
+
+
+# ---- controls -----------------------------------------------------------------------------------
+
+
+def test_options_that_are_on_are_those_of_the_workflow() -> None:
+    """Sound is on by default; what a workflow has no place for is not asked of it."""
+    assert parse().options == {"generate_audio"}
+    assert parse(generate_audio=False).options == frozenset()
+    assert parse(detailer=True, enhance_prompt=True).options == {
+        "generate_audio",
+        "detailer",
+        "enhance_prompt",
+    }
+    assert parse(image=IMAGE).options == frozenset()
+
+
+def test_a_detailer_that_is_not_published_for_the_family_is_refused() -> None:
+    """What one family has and the other lacks is said by name."""
+    with pytest.raises(InvalidRequest, match=r"detailer is not possible: .* ltx-2\.3"):
+        parse_request({"prompt": "x", "model": "ltx-2.3", "detailer": True}, BOTH)
+
+
+def test_a_camera_movement_is_a_lora_where_there_is_one() -> None:
+    """The role and the strength go on; the prompt stays as it was."""
+    request = parse(camera_motion="Dolly_In", camera_strength=0.5)
+    assert request.camera_lora == ("camera_dolly_in", 0.5)
+    assert (request.prompt, request.warnings) == ("x", ())
+
+
+@pytest.mark.parametrize(
+    ("model", "motion"), [("ltx-2", "focus_shift"), ("ltx-2.3", "dolly_in"), ("ltx-2.3", "static")]
+)
+def test_a_camera_movement_without_a_lora_becomes_words(model: str, motion: str) -> None:
+    """The prompt gets the movement, and the caller is told."""
+    request = parse_request({"prompt": "x", "model": model, "camera_motion": motion}, BOTH)
+    assert request.camera_lora is None
+    assert request.prompt.startswith("x ")
+    assert "in words" in request.warnings[0]
+
+
+def test_loras_are_named_with_or_without_their_ending() -> None:
+    """Order and strengths are the caller's; the names are ComfyUI's."""
+    request = parse(loras=[{"name": "style", "strength": 0.5}, {"name": "style.safetensors"}])
+    assert request.loras == (("style.safetensors", 0.5), ("style.safetensors", 1.0))
+
+
+def test_keyframes_are_put_in_order_with_first_and_last_image() -> None:
+    """A frame or a time, the image at 0, the last image at the last frame."""
+    frames = [{"image": IMAGE, "time": 2.0, "strength": 0.5}, {"image": IMAGE, "frame": 24}]
+    request = parse(keyframes=frames, image=IMAGE, last_image=IMAGE)
+    assert request.mode == "keyframes"
+    assert [(k.frame, k.strength) for k in request.keyframes] == [
+        (0, 1.0),
+        (24, 1.0),
+        (48, 0.5),
+        (120, 1.0),
+    ]
+
+
+def test_a_clip_lasts_as_long_as_its_sound_unless_told_otherwise() -> None:
+    """Without a duration the frames follow the sound, up to the limit."""
+    request = parse(audio="AAAA")
+    assert request.follow_sound
+    assert request.timed_by(3.0, 505).num_frames == 73
+    assert request.timed_by(60.0, 505).num_frames == 505
+    fixed = parse(audio="AAAA", duration=2)
+    assert fixed.timed_by(3.0, 505).num_frames == 49
+
+
+def test_what_upscalers_make_is_counted_in() -> None:
+    """Twice the sides; 2F-1 frames at twice the rate."""
+    request = dataclasses.replace(
+        parse(), options=frozenset({"spatial_upscale", "temporal_upscale"})
+    )
+    assert request.made.size == Size(2560, 1408)
+    assert (request.made.num_frames, request.made.fps) == (241, 48.0)

@@ -50,8 +50,8 @@ def test_a_worker_whose_workflow_is_broken_is_not_made(tmp_path: Path) -> None:
     bindings = (settings.workflows_dir / "t2v_fast.toml").read_text()
     (tmp_path / "t2v_fast.toml").write_text(bindings)
     graph = (settings.workflows_dir / "t2v_fast.json").read_text()
-    (tmp_path / "t2v_fast.json").write_text(graph.replace('"title": "Prompt"', '"title": "P"'))
-    with pytest.raises(WorkflowMismatch, match="binding prompt"):
+    (tmp_path / "t2v_fast.json").write_text(graph.replace('"First pass noise"', '"N"'))
+    with pytest.raises(WorkflowMismatch, match="binding seed"):
         Worker(Settings(workflows_dir=tmp_path))
 
 

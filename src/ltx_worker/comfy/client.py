@@ -16,8 +16,8 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from ltx_worker.errors import ComfyRejected, ComfyUnavailable
+from ltx_worker.workflow.bindings import Graph
 from ltx_worker.workflow.nodes import explain
-from ltx_worker.workflow.template import Graph
 
 # Loopback answers at once unless ComfyUI's event loop is blocked by a model load.
 _TIMEOUT_S = 30.0

@@ -18,9 +18,10 @@ import websocket
 
 from ltx_worker.comfy.client import ComfyClient, History
 from ltx_worker.comfy.events import Ended, Event, parse
-from ltx_worker.errors import ComfyFailed, ComfyRejected, ComfyUnavailable, JobError, OutOfMemory
+from ltx_worker.errors import ComfyFailed, ComfyUnavailable, JobError, OutOfMemory
 from ltx_worker.stop import StopSignal
-from ltx_worker.workflow.template import Graph, title_of
+from ltx_worker.workflow.bindings import Graph
+from ltx_worker.workflow.template import title_of
 
 _log = logging.getLogger(__name__)
 
@@ -52,9 +53,8 @@ def execute(
         with _Socket(client.socket_url(client_id)) as socket:
             is_ours = _submit_once(client, graph, prompt_id, client_id)
             history = _follow(client, socket, prompt_id, stop, on_event, expect_events=is_ours)
-    except ComfyRejected:
-        raise
     except BaseException:
+        # Also when the graph was refused: of a graph with one bad output ComfyUI runs the rest.
         _abandon(client, prompt_id)
         raise
     if not history.completed:

@@ -1,0 +1,85 @@
+"""A job's media, fetched, normalised and put where ComfyUI finds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ltx_worker.job_files import JobFiles
+from ltx_worker.media.audio import Sound, read_sound, write_wav
+from ltx_worker.media.fetch import read_media
+from ltx_worker.media.normalise import write_image
+from ltx_worker.media.placing_video import VideoPlacer
+from ltx_worker.request import GenerateRequest
+from ltx_worker.request_fields import MediaSource
+from ltx_worker.settings import Settings
+from ltx_worker.stop import StopSignal
+from ltx_worker.workflow.values import Placed
+
+# Lengths closer than this are the same to a listener, and warn nobody.
+_SAME_LENGTH_S = 0.05
+
+
+@dataclass(frozen=True)
+class Placer:
+    """Reads the media of one request into the files of one job."""
+
+    settings: Settings
+    files: JobFiles
+    stop: StopSignal
+
+    def place(self, request: GenerateRequest) -> tuple[GenerateRequest, Placed]:
+        """The request with what follows from its media, and the files' names.
+
+        Raises `InputRejected` and `InputUnavailable`.
+        """
+        values: dict[str, str] = {}
+        if request.image is not None and request.mode != "keyframes":
+            request, values["image"] = self._image(request, request.image, "image")
+        if request.audio is not None:
+            request, values["audio"] = self._sound(request, request.audio)
+        if request.video is not None:
+            return VideoPlacer(self.settings, self.files, self.stop).place(request, request.video)
+        repeats: dict[str, list[dict[str, object]]] = {}
+        if request.keyframes:
+            request, repeats["keyframes"] = self._keyframes(request)
+        return request, Placed(values, repeats)
+
+    def _image(
+        self, request: GenerateRequest, source: MediaSource, name: str
+    ) -> tuple[GenerateRequest, str]:
+        """Write a picture as `name`.png; a clip without a size takes the first one's ratio."""
+        data = read_media(source, name, self.settings.max_image_bytes, self.stop)
+        path = self.files.input_path(f"{name}.png")
+        size = write_image(data, name, path)
+        return request.fitted_to(size), self.files.publish(path)
+
+    def _keyframes(
+        self, request: GenerateRequest
+    ) -> tuple[GenerateRequest, list[dict[str, object]]]:
+        items: list[dict[str, object]] = []
+        for index, keyframe in enumerate(request.keyframes):
+            request, name = self._image(request, keyframe.source, f"keyframe_{index}")
+            items.append({"image": name, "frame": keyframe.frame, "strength": keyframe.strength})
+            if index == 0:
+                request = replace(request, follow_image=None)
+        return request, items
+
+    def _sound(self, request: GenerateRequest, source: MediaSource) -> tuple[GenerateRequest, str]:
+        """Write the sound exactly as long as the clip, which follows it where nobody said."""
+        data = read_media(source, "audio", self.settings.max_media_bytes, self.stop)
+        sound = read_sound(data, "audio", self.settings.max_media_s)
+        request = request.timed_by(sound.duration_s, self.settings.max_frames)
+        request = _warn_of_length(request, sound)
+        path = self.files.input_path("audio.wav")
+        write_wav(sound.fitted(request.duration_s), path)
+        return request, self.files.publish(path)
+
+
+def _warn_of_length(request: GenerateRequest, sound: Sound) -> GenerateRequest:
+    difference_s = sound.duration_s - request.duration_s
+    if abs(difference_s) <= _SAME_LENGTH_S:
+        return request
+    change = "cut to" if difference_s > 0 else "filled with silence to"
+    return request.warned(
+        f"audio of {sound.duration_s:.2f} s was {change} the clip's {request.duration_s:.2f} s"
+    )
