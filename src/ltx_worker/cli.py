@@ -96,15 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_job_options(demo)
     demo.set_defaults(command=_demo)
 
-    generate = commands.add_parser("generate", help="send one job to a running worker")
-    generate.add_argument("prompt")
-    target = generate.add_mutually_exclusive_group()
-    target.add_argument("--url", default="http://127.0.0.1:8000", help="a local handler's address")
-    target.add_argument(
-        "--endpoint", metavar="ID", help="a RunPod serverless endpoint; needs RUNPOD_API_KEY"
-    )
-    _add_job_options(generate)
-    generate.set_defaults(command=_generate)
+    _add_generate(commands.add_parser("generate", help="send one job to a running worker"))
 
     workflows = commands.add_parser("workflows", help="check the workflows, or write their index")
     workflows.add_argument("--write", action="store_true", help="write workflows/index.md again")
@@ -114,6 +106,17 @@ def _parser() -> argparse.ArgumentParser:
     schema.add_argument("part", nargs="?", choices=("request", "result"), default="request")
     schema.set_defaults(command=_schema)
     return parser
+
+
+def _add_generate(generate: argparse.ArgumentParser) -> None:
+    generate.add_argument("prompt")
+    target = generate.add_mutually_exclusive_group()
+    target.add_argument("--url", default="http://127.0.0.1:8000", help="a local handler's address")
+    target.add_argument(
+        "--endpoint", metavar="ID", help="a RunPod serverless endpoint; needs RUNPOD_API_KEY"
+    )
+    _add_job_options(generate)
+    generate.set_defaults(command=_generate)
 
 
 def _add_job_options(parser: argparse.ArgumentParser) -> None:

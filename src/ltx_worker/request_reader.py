@@ -101,17 +101,8 @@ class _Reader:
             num_frames=frames,
             fps=fields.fps,
             seed=secrets.randbelow(MAX_SEED) if fields.seed is None else fields.seed,
-            image=fields.image,
-            image_strength=fields.image_strength,
-            audio=fields.audio,
-            video=fields.video,
             variant=variant,
-            control=self._control(mode, family),
-            control_strength=fields.control_strength,
-            replace=fields.replace,
-            retake=self._retake(mode),
-            follow_video=mode in _OF_MODE and "fps" not in fields.model_fields_set,
-            follow_video_length=mode == "v2v" and not fields.given & {"duration", "num_frames"},
+            **self._sources(mode, family),
             keyframes=self._keyframes(frames) if "keyframes" in workflow.takes else (),
             options=self._options(workflow, frames),
             loras=self._loras(),
@@ -122,6 +113,22 @@ class _Reader:
             output=fields.output,
             warnings=tuple(self.findings.warnings),
         )
+
+    def _sources(self, mode: Mode, family: str) -> dict[str, Any]:
+        """The media given, and what is to be done with them."""
+        fields = self.fields
+        return {
+            "image": fields.image,
+            "image_strength": fields.image_strength,
+            "audio": fields.audio,
+            "video": fields.video,
+            "control": self._control(mode, family),
+            "control_strength": fields.control_strength,
+            "replace": fields.replace,
+            "retake": self._retake(mode),
+            "follow_video": mode in _OF_MODE and "fps" not in fields.model_fields_set,
+            "follow_video_length": mode == "v2v" and not fields.given & {"duration", "num_frames"},
+        }
 
     def _model(self) -> tuple[str, Quality]:
         """The family and the quality; a suffix of `model` may name the latter."""

@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.conftest import RunJob, clip_of, frames_of, picture, sound_of
+from PIL import Image
+from tests.conftest import RunJob, clip_of, frames_of, picture, settings_for, sound_of
 
 from ltx_worker import samples
+from ltx_worker.engines import Engine
+from ltx_worker.result import GenerateResult
 from ltx_worker.settings import Settings
+from ltx_worker.worker import Worker
 from ltx_worker.workflow.template import load_templates
 
 FAMILIES = ("ltx-2", "ltx-2.3")
@@ -65,7 +69,7 @@ CONTROLS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no sound": ({"generate_audio": False}, FAMILIES),
     "webm": ({"output": {"format": "webm"}}, ("ltx-2",)),
     "depth": ({"video": SOURCE, "control": "depth"}, FAMILIES),
-    "pose": ({"video": SOURCE, "control": "pose"}, ("ltx-2",)),
+    "pose": ({"video": SOURCE, "control": "pose"}, FAMILIES),
     "union": ({"video": SOURCE, "control": "union"}, FAMILIES),
     "motion track": ({"video": SOURCE, "control": "motion_track"}, ("ltx-2.3",)),
     "retake sound": (
@@ -184,3 +188,42 @@ def _wav(encoded: str) -> tuple[np.ndarray, int]:
     return np.frombuffer(data[44:], dtype="<i2").astype(float) / 32768, int.from_bytes(
         io.BytesIO(data[24:28]).read(), "little"
     )
+
+
+def test_a_graph_of_the_callers_own_runs_through_the_handler(run_job: RunJob) -> None:
+    """The generic worker's request form: a workflow, its pictures, and every output back."""
+    graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "input.png"}},
+        "2": {
+            "class_type": "ImageScale",
+            "inputs": {
+                "image": ["1", 0],
+                "upscale_method": "lanczos",
+                "width": 64,
+                "height": 32,
+                "crop": "center",
+            },
+        },
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "out"}},
+    }
+    images = [{"name": "input.png", "image": picture(200, 100)}]
+    answer = run_job({"workflow": graph, "images": images})
+    assert answer["status"] == "COMPLETED", answer
+    (image,) = answer["output"]["images"]
+    with Image.open(io.BytesIO(base64.b64decode(image["data"]))) as scaled:
+        assert scaled.size == (64, 32)
+
+
+def test_the_worker_s_settings_name_the_container_and_the_folder(engine: Engine) -> None:
+    """LTX2_VIDEO_FORMAT is for requests that name none; LTX2_OUTPUT_DIR is ComfyUI's folder."""
+    worker = Worker(settings_for(engine, video_format="webm", output_dir="clips/of_today"))
+    worker.start()
+    job = JOB | {"num_frames": 9}
+    ours = worker.run({"id": "default", "input": job})
+    theirs = worker.run({"id": "mp4", "input": job | {"output": {"format": "mp4"}}})
+    worker.close()
+    assert isinstance(ours, GenerateResult)
+    assert isinstance(theirs, GenerateResult)
+    assert (ours.outputs[0].mime_type, theirs.outputs[0].mime_type) == ("video/webm", "video/mp4")
+    assert ours.outputs[0].filename.endswith(".webm")
+    assert (engine.output_dir / "clips").is_dir()

@@ -115,7 +115,7 @@ def combinations(template: Template, family: str) -> Iterator[dict[str, Any]]:
 
 
 def test_every_workflow_family_option_and_value_passes_the_node_schema(
-    record_testsuite_property: Callable[[str, object], None],
+    record_property: Callable[[str, object], None],
 ) -> None:
     """No graph of any combination would be refused by ComfyUI's validation."""
     schema = CATALOG.offer(load_node_schema(), CATALOG.names())
@@ -131,7 +131,7 @@ def test_every_workflow_family_option_and_value_passes_the_node_schema(
                 assert explain(result.error, result.node_errors, graph) == []
                 assert template.output_id in result.good_outputs
                 checked += 1
-    record_testsuite_property("graphs checked against the node schema", checked)
+    record_property("graphs checked against the node schema", checked)
     assert checked >= 2 * len(TEMPLATES) * len(VALUES)
 
 
@@ -280,8 +280,8 @@ def test_a_binding_to_an_input_that_is_not_there_is_refused(workflow: Path) -> N
         load_template(workflow)
 
 
-def test_moved_node_ids_change_nothing(workflow: Path) -> None:
-    """A workflow exported again, with other ids in another order, binds as before."""
+def test_moved_node_ids_and_other_settings_keep_a_working_workflow(workflow: Path) -> None:
+    """Exported again with other ids and values, it binds as before and keeps what nobody binds."""
 
     def renumber(graph: Graph) -> None:
         ids = {old: str(1000 - int(old)) for old in graph}
@@ -298,9 +298,15 @@ def test_moved_node_ids_change_nothing(workflow: Path) -> None:
         graph.clear()
         graph.update(moved)
 
+    def set_values(graph: Graph) -> None:
+        node_titled(graph, "Decode video")["inputs"]["tile_size"] = 512
+        node_titled(graph, "First pass sampler")["inputs"]["sampler_name"] = "res_multistep"
+
     edit_graph(workflow, renumber)
+    edit_graph(workflow, set_values)
     graph, _ = render_for(load_template(workflow), "ltx-2", {"seed": 5})
     assert {inputs["noise_seed"] for inputs in nodes_of(graph, "RandomNoise")} == {5, 6}
+    assert nodes_of(graph, "VAEDecodeTiled")[0]["tile_size"] == 512
 
 
 @pytest.mark.parametrize(
