@@ -22,8 +22,9 @@ MAX_ASPECT_RATIO = 4.0
 
 @dataclass(frozen=True)
 class KeyframeUse:
-    """A picture at a frame of the clip, counted from 0."""
+    """A picture at a frame of the clip, counted from 0; `field` is where the caller gave it."""
 
+    field: str
     source: MediaSource
     frame: int
     strength: float

@@ -251,13 +251,18 @@ class _Reader:
         """All pictures with their frames, in order: image, keyframes, last_image."""
         fields = self.fields
         uses = [
-            KeyframeUse(keyframe.image, self._frame_of(keyframe, index, frames), keyframe.strength)
+            KeyframeUse(
+                field=f"keyframes.{index}.image",
+                source=keyframe.image,
+                frame=self._frame_of(keyframe, index, frames),
+                strength=keyframe.strength,
+            )
             for index, keyframe in enumerate(fields.keyframes)
         ]
         if fields.image is not None:
-            uses.insert(0, KeyframeUse(fields.image, 0, 1.0))
+            uses.insert(0, KeyframeUse("image", fields.image, 0, 1.0))
         if fields.last_image is not None:
-            uses.append(KeyframeUse(fields.last_image, frames - 1, 1.0))
+            uses.append(KeyframeUse("last_image", fields.last_image, frames - 1, 1.0))
         if not uses:
             self._refuse("keyframes", "are required for mode keyframes, or image or last_image")
         taken = [use.frame for use in uses]

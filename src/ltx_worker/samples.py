@@ -39,7 +39,7 @@ def sample_request(mode: str) -> dict[str, Any]:
         "extend": {"video": clip(3.0), "duration": 2},
         "retake": {"video": clip(4.0), "start_time": 1.0, "end_time": 2.5},
     }
-    return {"mode": mode} | fields[mode]
+    return {"mode": mode} | fields.get(mode, {})
 
 
 def picture(sky: tuple[int, int, int]) -> str:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tests.conftest import SMALL, RunJob, picture, settings_for, start_engine
 
-from ltx_worker import engines
+from ltx_worker import engines, samples
 from ltx_worker.errors import JobError
 from ltx_worker.worker import Worker
 
@@ -72,6 +72,35 @@ def test_a_picture_that_cannot_be_used_is_rejected(run_job: RunJob, image: str, 
     assert error["code"] == "input_rejected"
     assert error["details"][0]["field"] == "image"
     assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"keyframes": [{"image": "!", "frame": 0}]}, "keyframes.0.image"),
+        ({"last_image": "!"}, "last_image"),
+        ({"audio": base64.b64encode(b"no sound").decode()}, "audio"),
+        ({"video": base64.b64encode(b"no video").decode()}, "video"),
+        ({"video": "https://10.0.0.1/a.mp4"}, "video"),
+    ],
+)
+def test_every_medium_is_named_by_its_field(
+    run_job: RunJob, fields: dict[str, Any], field: str
+) -> None:
+    """The caller learns which of several media cannot be used."""
+    error = error_of(run_job(SMALL | fields))
+    assert error["code"] == "input_rejected"
+    assert error["details"][0]["field"] == field
+
+
+def test_a_retake_outside_the_source_is_named(run_job: RunJob) -> None:
+    """Times are judged once the source's length is known, before anything is computed."""
+    times = {"mode": "retake", "start_time": 5.0, "end_time": 6.0}
+    fields = {k: v for k, v in SMALL.items() if k != "num_frames"}
+    error = error_of(run_job(fields | times | {"video": samples.clip(1.0)}))
+    assert error["code"] == "invalid_request"
+    assert error["details"][0]["field"] == "start_time"
+    assert "1.00 s" in error["message"]
 
 
 def test_a_truncated_picture_is_rejected(run_job: RunJob) -> None:

@@ -34,7 +34,7 @@ class Placer:
         """
         values: dict[str, str] = {}
         if request.image is not None and request.mode != "keyframes":
-            request, values["image"] = self._image(request, request.image, "image")
+            request, values["image"] = self._image(request, request.image, "image", "image.png")
         if request.audio is not None:
             request, values["audio"] = self._sound(request, request.audio)
         if request.video is not None:
@@ -45,12 +45,12 @@ class Placer:
         return request, Placed(values, repeats)
 
     def _image(
-        self, request: GenerateRequest, source: MediaSource, name: str
+        self, request: GenerateRequest, source: MediaSource, field: str, file_name: str
     ) -> tuple[GenerateRequest, str]:
-        """Write a picture as `name`.png; a clip without a size takes the first one's ratio."""
-        data = read_media(source, name, self.settings.max_image_bytes, self.stop)
-        path = self.files.input_path(f"{name}.png")
-        size = write_image(data, name, path)
+        """Write a picture; a clip without a size takes its ratio."""
+        data = read_media(source, field, self.settings.max_image_bytes, self.stop)
+        path = self.files.input_path(file_name)
+        size = write_image(data, field, path)
         return request.fitted_to(size), self.files.publish(path)
 
     def _keyframes(
@@ -58,7 +58,9 @@ class Placer:
     ) -> tuple[GenerateRequest, list[dict[str, object]]]:
         items: list[dict[str, object]] = []
         for index, keyframe in enumerate(request.keyframes):
-            request, name = self._image(request, keyframe.source, f"keyframe_{index}")
+            request, name = self._image(
+                request, keyframe.source, keyframe.field, f"keyframe_{index}.png"
+            )
             items.append({"image": name, "frame": keyframe.frame, "strength": keyframe.strength})
             if index == 0:
                 request = replace(request, follow_image=None)
