@@ -30,6 +30,7 @@ import websocket
 from ltx_worker import engines
 from ltx_worker.settings import Settings
 from ltx_worker.worker import Worker
+from ltx_worker.workflow.template import Choices, load_template
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -166,15 +167,17 @@ class BareClient:
         path.unlink()
 
     def _small_graph(self) -> dict[str, Any]:
-        """The workflow file as it is, at the job's size."""
-        path = Settings().workflows_dir / "t2v_fast.json"
-        graph = json.loads(path.read_text(encoding="utf-8"))
-        for node in graph.values():
-            if node["class_type"] == "EmptyLTXVLatentVideo":
-                node["inputs"] |= {"width": 128, "height": 64, "length": JOB["num_frames"]}
-            elif node["class_type"] == "LTXVEmptyLatentAudio":
-                node["inputs"]["frames_number"] = JOB["num_frames"]
-        return graph
+        """The graph of the worker's job, ready to queue but for seed and file name."""
+        template = load_template(Settings().workflows_dir / "t2v_fast.toml")
+        values = {
+            "prompt": JOB["prompt"],
+            "first_pass_width": 128,
+            "first_pass_height": 64,
+            "num_frames": JOB["num_frames"],
+            "audio_frames": JOB["num_frames"],
+            "output_fps": 24.0,
+        }
+        return template.render(values, Choices(options=frozenset({"generate_audio"})))
 
 
 if __name__ == "__main__":

@@ -18,22 +18,21 @@ from ltx_worker.workflow.template import Stage
 
 IMPORT = """
 import sys, time
-started = time.perf_counter()
+started = time.process_time()
 import ltx_worker.worker
-print(time.perf_counter() - started, *(name in sys.modules for name in ("torch", "runpod")))
+print(time.process_time() - started, *(name in sys.modules for name in ("torch", "runpod", "cv2")))
 """
 
 
 def test_importing_the_worker_is_quick_and_light() -> None:
-    """The pipeline loads in under half a second, without torch and without RunPod's SDK."""
+    """The pipeline loads in under half a second of a core, without torch and RunPod's SDK."""
     # The best of three: the first run may read every file from disk.
     runs = [
         subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
         for _ in range(3)
     ]
-    seconds = min(float(run.stdout.split()[0]) for run in runs)
-    assert seconds < 0.5
-    assert runs[0].stdout.split()[1:] == ["False", "False"]
+    assert min(float(run.stdout.split()[0]) for run in runs) < 0.5
+    assert runs[0].stdout.split()[1:] == ["False", "False", "False"]
 
 
 def test_a_worker_without_an_engine_does_not_start() -> None:

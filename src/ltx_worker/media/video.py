@@ -16,7 +16,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import cv2
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
@@ -310,6 +309,8 @@ def _fitted(frames: Iterable[VideoFrame], fitter: _Fitter) -> Iterator[VideoFram
 
 def _edges(grey: VideoFrame) -> VideoFrame:
     """The Canny edges of an 8-bit grey frame: white on black, in 4:2:0."""
+    import cv2  # noqa: PLC0415 - takes 0.2 s, and few jobs draw edges
+
     luma = np.asarray(grey.to_ndarray(), dtype=np.uint8)
     blurred = cv2.GaussianBlur(luma, _BLUR, _BLUR_SIGMA)
     edges = cv2.Canny(blurred, _WEAK_EDGE, _STRONG_EDGE, L2gradient=True)
