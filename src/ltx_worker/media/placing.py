@@ -1,14 +1,16 @@
-"""A job's media, fetched, normalised and put where ComfyUI finds them."""
+"""A job's media, fetched, normalised and put where ComfyUI finds them.
+
+What sound and video need is imported by the first job that brings some: it takes a tenth of a
+second, which a worker's start does not have to wait for.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from ltx_worker.job_files import JobFiles
-from ltx_worker.media.audio import Sound, read_sound, write_wav
 from ltx_worker.media.fetch import read_media
 from ltx_worker.media.normalise import write_image
-from ltx_worker.media.placing_video import VideoPlacer
 from ltx_worker.request import GenerateRequest
 from ltx_worker.request_fields import MediaSource
 from ltx_worker.settings import Settings
@@ -38,6 +40,8 @@ class Placer:
         if request.audio is not None:
             request, values["audio"] = self._sound(request, request.audio)
         if request.video is not None:
+            from ltx_worker.media.placing_video import VideoPlacer  # noqa: PLC0415 - see above
+
             return VideoPlacer(self.settings, self.files, self.stop).place(request, request.video)
         repeats: dict[str, list[dict[str, object]]] = {}
         if request.keyframes:
@@ -68,20 +72,22 @@ class Placer:
 
     def _sound(self, request: GenerateRequest, source: MediaSource) -> tuple[GenerateRequest, str]:
         """Write the sound exactly as long as the clip, which follows it where nobody said."""
+        from ltx_worker.media.audio import read_sound, write_wav  # noqa: PLC0415 - see above
+
         data = read_media(source, "audio", self.settings.max_media_bytes, self.stop)
         sound = read_sound(data, "audio", self.settings.max_media_s)
         request = request.timed_by(sound.duration_s, self.settings.max_frames)
-        request = _warn_of_length(request, sound)
+        request = _warn_of_length(request, sound.duration_s)
         path = self.files.input_path("audio.wav")
         write_wav(sound.fitted(request.duration_s), path)
         return request, self.files.publish(path)
 
 
-def _warn_of_length(request: GenerateRequest, sound: Sound) -> GenerateRequest:
-    difference_s = sound.duration_s - request.duration_s
+def _warn_of_length(request: GenerateRequest, sound_s: float) -> GenerateRequest:
+    difference_s = sound_s - request.duration_s
     if abs(difference_s) <= _SAME_LENGTH_S:
         return request
     change = "cut to" if difference_s > 0 else "filled with silence to"
     return request.warned(
-        f"audio of {sound.duration_s:.2f} s was {change} the clip's {request.duration_s:.2f} s"
+        f"audio of {sound_s:.2f} s was {change} the clip's {request.duration_s:.2f} s"
     )
