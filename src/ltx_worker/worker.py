@@ -219,13 +219,27 @@ class Worker:
             _log.warning("comfy.history_kept prompt=%s", prompt_id)
 
     def _check_nodes(self) -> None:
-        """Refuse a workflow that this ComfyUI's nodes would not take, whatever its models."""
+        """Keep the workflows that this ComfyUI has the nodes for; refuse those that misuse them.
+
+        A node pack that is not installed costs the modes and options that need it, no more.
+        """
         with_models = self._catalog.offer(self._node_info, self._catalog.names())
-        for template in self._templates.values():
-            validation = validate(template.graph, with_models)
-            problems = explain(validation.error, validation.node_errors, template.graph)
-            if problems:
+        for key, template in list(self._templates.items()):
+            available = template.available_with(self._node_info.keys())
+            if available is None:
+                _log.warning("workflow.unavailable name=%s reason=missing-nodes", template.name)
+                del self._templates[key]
+                continue
+            if available.unavailable:
+                options = ",".join(sorted(available.unavailable))
+                _log.warning("workflow.without name=%s options=%s", template.name, options)
+            self._templates[key] = available
+            graph = available.everything()
+            validation = validate(graph, with_models)
+            if problems := explain(validation.error, validation.node_errors, graph):
                 raise WorkflowMismatch(f"Workflow {template.name}: " + "; ".join(problems))
+        if not self._templates:
+            raise WorkflowMismatch("This ComfyUI has the nodes for none of the workflows")
 
     def _make_offer(self) -> Offer:
         catalog, templates = self._catalog, self._templates.values()

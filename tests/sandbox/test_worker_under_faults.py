@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -11,8 +12,10 @@ import requests
 from tests.conftest import SMALL, settings_for
 
 from ltx_worker import engines
+from ltx_worker.catalog import load_catalog
 from ltx_worker.errors import JobError
 from ltx_worker.worker import Worker
+from ltx_worker.workflow.nodes import load_node_schema
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +131,21 @@ def test_a_family_that_is_not_installed_is_the_callers_to_change(tmp_path: Path)
         ) as failure:
             worker.run({"id": "other", "input": SMALL | {"model": "ltx-2"}})
         assert failure.value.code == "invalid_request"
+        worker.close()
+
+
+def test_a_comfyui_without_the_node_pack_serves_what_core_nodes_can(tmp_path: Path) -> None:
+    """The detailer's node is missing: the option is refused by name, the rest goes on."""
+    catalog = load_catalog()
+    core = {k: v for k, v in load_node_schema().items() if k != "LTXVLoopingSampler"}
+    (tmp_path / "nodes.json").write_text(json.dumps(catalog.offer(core, catalog.names())))
+    options = ["--speed", "0", "--node-info", str(tmp_path / "nodes.json")]
+    with engines.sandbox(tmp_path, options) as engine:
+        worker = Worker(settings_for(engine))
+        worker.start()
+        assert worker.run({"id": "plain", "input": SMALL}).metadata.num_frames == 9
+        with pytest.raises(JobError, match="detailer is not taken by mode t2v"):
+            worker.run({"id": "detailed", "input": SMALL | {"detailer": True}})
         worker.close()
 
 

@@ -21,7 +21,7 @@ from ltx_worker.request_reader import parse_request
 from ltx_worker.settings import Settings
 from ltx_worker.workflow.bindings import Graph
 from ltx_worker.workflow.nodes import explain, load_node_schema, validate
-from ltx_worker.workflow.template import Template, load_template, load_templates
+from ltx_worker.workflow.template import Choices, Template, load_template, load_templates
 from ltx_worker.workflow.values import Placed, render
 
 WORKFLOWS = Settings().workflows_dir
@@ -58,6 +58,13 @@ OF_VARIANT: dict[str, dict[str, Any]] = {
     "": {},
     "restyle": {"control": "restyle"},
     "backward": {"direction": "backward"},
+}
+# Classes of ComfyUI-LTXVideo that the workflows use.
+NODE_PACK = {
+    "GuiderParameters",
+    "MultimodalGuider",
+    "LTXVLoopingSampler",
+    "LTXVSetAudioVideoMaskByTime",
 }
 OPTIONS = ("generate_audio", "enhance_prompt", "spatial_upscale", "temporal_upscale", "detailer")
 
@@ -340,3 +347,36 @@ def test_every_sampler_and_save_node_has_a_stage() -> None:
     for template in TEMPLATES.values():
         staged = frozenset[str]().union(*(stage.node_ids for stage in template.stages))
         assert {i for i, n in template.graph.items() if n["class_type"] in slow} <= staged
+
+
+# ---- a ComfyUI that lacks nodes -----------------------------------------------------------------
+
+
+def classes_of(graph: Graph) -> set[str]:
+    return {node["class_type"] for node in graph.values()}
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=lambda t: t.name)
+def test_missing_nodes_cost_only_what_needs_them(template: Template) -> None:
+    """Without a class, a workflow loses the options that use it, or is not offered."""
+    everything = template.everything()
+    for missing in classes_of(everything):
+        present = load_node_schema().keys() - {missing}
+        available = template.available_with(present)
+        base = template.render({}, Choices(repeats={name: [{}] for name in template.repeats}))
+        if available is None:
+            assert missing in classes_of(base)
+        else:
+            assert missing not in classes_of(available.everything())
+            assert available.unavailable
+            assert not available.unavailable & available.takes
+
+
+def test_text_and_picture_to_video_need_no_node_pack() -> None:
+    """Core ComfyUI is enough for fast and pro; only the detailer goes."""
+    core = {name for name in load_node_schema() if name not in NODE_PACK}
+    for mode, quality in product(("t2v", "i2v"), ("fast", "pro")):
+        available = TEMPLATES[mode, quality, ""].available_with(core)
+        assert available is not None
+        assert available.unavailable == {"detailer"}
+    assert TEMPLATES["t2v", "quality", ""].available_with(core) is None

@@ -11,8 +11,8 @@ from __future__ import annotations
 import copy
 import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,8 @@ class Template:
 
     `targets` maps a binding's name to the (node id, input) pairs it writes; `output_id` is the
     node whose file is the job's clip; `texts` are nodes whose text the result carries. `grid` is
-    what sides must be a multiple of, in pixels.
+    what sides must be a multiple of, in pixels; `unavailable` are options that this ComfyUI has no
+    nodes for.
     """
 
     name: str
@@ -102,12 +103,38 @@ class Template:
     output_id: str
     texts: Mapping[str, str]
     stages: tuple[Stage, ...]
+    unavailable: frozenset[str] = frozenset()
 
     @property
     def takes(self) -> frozenset[str]:
         """The names of all that a job can give: values, options, lists, LoRAs."""
-        names = {*self.targets, *self.options, *self.repeats}
+        names = {*self.targets, *self.options, *self.repeats} - self.unavailable
         return frozenset(names | {"loras"} if self.lora_targets else names)
+
+    def available_with(self, node_classes: Collection[str]) -> Template | None:
+        """This workflow without the options whose node classes are missing.
+
+        None when the rest of it cannot run either.
+        """
+        if self._missing(frozenset(), node_classes):
+            return None
+        # One after the other: some nodes are there only where two options meet.
+        available: frozenset[str] = frozenset()
+        for name in self.options:
+            if not self._missing(available | {name}, node_classes):
+                available |= {name}
+        return replace(self, unavailable=frozenset(self.options) - available)
+
+    def everything(self) -> Graph:
+        """The graph of a job that asks for all that is available, with one item in each list."""
+        return self._sample(frozenset(self.options) - self.unavailable)
+
+    def _sample(self, options: frozenset[str]) -> Graph:
+        return self.render({}, Choices(options, {name: [{}] for name in self.repeats}))
+
+    def _missing(self, options: frozenset[str], node_classes: Collection[str]) -> bool:
+        graph = self._sample(options)
+        return any(node["class_type"] not in node_classes for node in graph.values())
 
     @property
     def offer(self) -> WorkflowOffer:
@@ -129,7 +156,7 @@ class Template:
         for name, group in self.repeats.items():
             self._repeat(graph, group, choices.repeats.get(name, ()))
         for name, option in self.options.items():
-            if name not in choices.options:
+            if name not in choices.options or name in self.unavailable:
                 _leave_out(graph, option)
         splice.insert_loras(graph, self.lora_targets, choices.loras)
         splice.prune(graph, [self.output_id, *self.texts.values()])
