@@ -19,27 +19,39 @@ from PIL import Image, ImageDraw
 _RATE = 48_000
 _SIZE = (768, 432)
 _FPS = 24
+# Colours of the sky.
+_DAWN, _NOON, _NIGHT = (236, 150, 80), (90, 160, 90), (60, 90, 160)
 _NOTES_HZ = (261.6, 329.6, 392.0, 523.3, 392.0, 329.6)
 
 
 def sample_request(mode: str) -> dict[str, Any]:
     """The fields, beside a prompt, that a job of `mode` needs."""
-    first, last = picture((236, 150, 80)), picture((60, 90, 160))
-    fields: dict[str, dict[str, Any]] = {
-        "t2v": {},
-        "i2v": {"image": first},
-        "a2v": {"audio": sound(4.0)},
-        "lipsync": {"image": first, "audio": sound(4.0)},
-        "keyframes": {
-            "image": first,
-            "keyframes": [{"image": picture((90, 160, 90)), "time": 2.5}],
-            "last_image": last,
-        },
-        "v2v": {"video": clip(3.0), "control": "canny"},
-        "extend": {"video": clip(3.0), "duration": 2},
-        "retake": {"video": clip(4.0), "start_time": 1.0, "end_time": 2.5},
-    }
-    return {"mode": mode} | fields.get(mode, {})
+    return {"mode": mode} | _media(mode)
+
+
+def _media(mode: str) -> dict[str, Any]:
+    match mode:
+        case "i2v":
+            return {"image": picture(_DAWN)}
+        case "a2v":
+            return {"audio": sound(4.0)}
+        case "lipsync":
+            return {"image": picture(_DAWN), "audio": sound(4.0)}
+        case "keyframes":
+            middle = {"image": picture(_NOON), "time": 2.5}
+            return {
+                "image": picture(_DAWN),
+                "keyframes": [middle],
+                "last_image": picture(_NIGHT),
+            }
+        case "v2v":
+            return {"video": clip(3.0), "control": "canny"}
+        case "extend":
+            return {"video": clip(3.0), "duration": 2}
+        case "retake":
+            return {"video": clip(4.0), "start_time": 1.0, "end_time": 2.5}
+        case _:
+            return {}
 
 
 def picture(sky: tuple[int, int, int]) -> str:

@@ -31,7 +31,7 @@ _RECEIVE_TIMEOUT_S = 1.0
 _SILENCE_S = 3.0
 # A ComfyUI that refuses connections for so long is taken for gone. One that accepts and does not
 # answer, as while it loads a model, gets at least one request's timeout more.
-_UNREACHABLE_S = 10.0
+_UNREACHABLE_S = 5.0
 # An interrupt takes effect after the current sampling step.
 _IDLE_WAIT_S = 15.0
 _IDLE_POLL_S = 0.05
