@@ -20,7 +20,7 @@ demo: setup ## one clip from the sandbox, in out/demo.mp4
 	@$(BIN)/ltx demo --out out/demo.mp4
 
 test: setup ## every test that needs no ComfyUI
-	$(BIN)/pytest -n 4 --dist loadfile
+	$(BIN)/pytest -n 3 --dist worksteal
 
 check: setup ## style and types
 	$(BIN)/ruff check .
