@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypedDict
 
+from ltx_worker.comfy.client import History
 from ltx_worker.comfy.events import Cached, Ended, Event, Executed, Executing, Progress, Started
+from ltx_worker.result import Timings
 from ltx_worker.workflow.splice import original_id
 from ltx_worker.workflow.template import Stage
 
@@ -60,6 +62,20 @@ class ProgressTracker:
             stage.name: round(seconds, 3)
             for stage, seconds in zip(self._stages, self._seconds, strict=True)
         }
+
+    def timings(
+        self, history: History, inputs_s: float, encode_s: float, total_s: float
+    ) -> Timings:
+        """Where a finished job's time went, in seconds."""
+        return Timings(
+            inputs_s=round(inputs_s, 4),
+            queue_s=round(self.queue_s, 4),
+            comfy_s=history.execution_s,
+            stages=self.stage_seconds,
+            encode_s=round(encode_s, 4),
+            upload_s=0.0,
+            total_s=round(total_s, 4),
+        )
 
     def on_event(self, event: Event) -> None:
         """Take in one event of this job's prompt."""

@@ -21,7 +21,6 @@ from ltx_worker.media.fetch import read_media
 from ltx_worker.progress import JobProgress, OnProgress, ProgressTracker
 from ltx_worker.raw_request import RawImage, parse_raw_request
 from ltx_worker.raw_result import RawResult, collect_raw
-from ltx_worker.result import Timings
 from ltx_worker.stop import StopSignal
 from ltx_worker.workflow.bindings import Graph
 from ltx_worker.workflow.node_inputs import NodeInfo, link_of
@@ -66,14 +65,8 @@ def run_raw(
         images=found.images,
         outputs=found.outputs,
         texts=found.texts,
-        timings=Timings(
-            inputs_s=round(inputs_s, 4),
-            queue_s=round(tracker.queue_s, 4),
-            comfy_s=history.execution_s,
-            stages=tracker.stage_seconds,
-            encode_s=round(time.monotonic() - made, 4),
-            upload_s=0.0,
-            total_s=round(time.monotonic() - started, 4),
+        timings=tracker.timings(
+            history, inputs_s, time.monotonic() - made, time.monotonic() - started
         ),
         warnings=list(request.warnings),
     )

@@ -36,7 +36,7 @@ from ltx_worker.raw_result import RawResult
 from ltx_worker.recipes import load_recipe
 from ltx_worker.request import GenerateRequest
 from ltx_worker.request_reader import parse_request
-from ltx_worker.result import GenerateResult, Metadata, OutputEntry, Timings
+from ltx_worker.result import GenerateResult, Metadata, OutputEntry
 from ltx_worker.settings import Settings
 from ltx_worker.stop import StopSignal
 from ltx_worker.workflow.bindings import Graph
@@ -132,15 +132,7 @@ class Worker:
                 facts, video = self._deliver(history, template, request, files)
             finally:
                 self._forget(prompt_id)
-        timings = Timings(
-            inputs_s=round(inputs_s, 4),
-            queue_s=round(tracker.queue_s, 4),
-            comfy_s=history.execution_s,
-            stages=tracker.stage_seconds,
-            encode_s=round(_since(made), 4),
-            upload_s=0.0,
-            total_s=round(_since(started), 4),
-        )
+        timings = tracker.timings(history, inputs_s, _since(made), _since(started))
         return GenerateResult(
             video=video,
             outputs=[_entry(request, facts, self._format(request))],
@@ -202,8 +194,8 @@ class Worker:
             raise ComfyFailed("ComfyUI reported success without a clip")
         path = files.collect(clip)
         if self._format(request) == "webm":
-            path = files.scratch_path("clip.webm")
-            to_webm(files.collect(clip), path)
+            mp4, path = path, files.scratch_path("clip.webm")
+            to_webm(mp4, path)
         facts = probe(path)
         check(facts, request.made)
         return facts, encode(path, self._settings.max_response_bytes)

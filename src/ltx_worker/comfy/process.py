@@ -87,11 +87,6 @@ class ChildProcess:
         return self._process.poll() is None
 
     @property
-    def log_tail(self) -> list[str]:
-        """The last lines the process wrote."""
-        return list(self._tail)
-
-    @property
     def last_words(self) -> str:
         """The exit status and the last line written, for messages."""
         if not self.is_alive:
