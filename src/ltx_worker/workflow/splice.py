@@ -11,13 +11,9 @@ from typing import Any
 
 from ltx_worker.errors import WorkflowMismatch
 from ltx_worker.workflow.bindings import Graph
+from ltx_worker.workflow.node_inputs import link_of
 
 LORA_LOADER = "LoraLoaderModelOnly"
-
-
-def is_link(value: Any) -> bool:
-    """Whether an input's value is a link to another node."""
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)  # pyright: ignore[reportUnknownArgumentType]
 
 
 def pass_through(graph: Graph, node_id: str, through: Sequence[str]) -> None:
@@ -25,7 +21,7 @@ def pass_through(graph: Graph, node_id: str, through: Sequence[str]) -> None:
     inputs = graph.pop(node_id)["inputs"]
     for other in graph.values():
         for name, value in list(other["inputs"].items()):
-            if not is_link(value) or value[0] != node_id:
+            if not link_of(value) or value[0] != node_id:
                 continue
             slot = value[1]
             if slot < len(through) and through[slot]:
@@ -69,7 +65,7 @@ def repeat(
         for node_id, node in originals.items():
             clone = copy.deepcopy(node)
             for name, value in clone["inputs"].items():
-                if is_link(value) and value[0] in originals:
+                if link_of(value) and value[0] in originals:
                     clone["inputs"][name] = [clone_id(value[0], index), value[1]]
             for slot, name in enumerate(chain.get(node_id, ())):
                 clone["inputs"][name] = [clone_id(node_id, index - 1), slot]
@@ -84,7 +80,7 @@ def _lead_outside_to_copy(
         if node_id in group:
             continue
         for name, value in node["inputs"].items():
-            if is_link(value) and value[0] in chain:
+            if link_of(value) and value[0] in chain:
                 node["inputs"][name] = [clone_id(value[0], last), value[1]]
 
 
@@ -100,7 +96,7 @@ def insert_loras(
         if node_id not in graph:
             continue
         source = graph[node_id]["inputs"][name]
-        if not is_link(source):
+        if not link_of(source):
             raise WorkflowMismatch(
                 f"Input {name} of node {node_id} is not linked: no place for LoRAs"
             )
@@ -134,6 +130,6 @@ def prune(graph: Graph, roots: Iterable[str]) -> None:
             continue
         needed.add(node_id)
         values = graph[node_id]["inputs"].values()
-        waiting += [value[0] for value in values if is_link(value) and value[0] in graph]
+        waiting += [value[0] for value in values if link_of(value) and value[0] in graph]
     for node_id in set(graph) - needed:
         del graph[node_id]
