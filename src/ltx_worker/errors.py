@@ -9,7 +9,7 @@
     ├── ComfyRejected       ComfyUI refused the graph
     ├── ComfyFailed         a node failed while the graph ran
     ├── ComfyUnavailable    ComfyUI does not answer
-    ├── OutOfMemory         the GPU's memory did not suffice
+    ├── OutOfMemory         the GPU's memory did not suffice (SystemOutOfMemory: the machine's)
     ├── DeadlineExceeded    the job's time is up
     ├── Cancelled           the caller or the platform cancelled the job
     ├── OutputTooLarge      the clip does not fit the answer
@@ -36,10 +36,13 @@ class Problem:
 
 
 class JobError(Exception):
-    """A job's failure: a stable `code`, a message for people, and whether to try again."""
+    """A job's failure: a stable `code`, a message for people, and whether to try again.
+
+    `replace_worker` asks the platform for another worker: this one cannot serve any more.
+    """
 
     code: ClassVar[str] = "internal"
-    retryable: ClassVar[bool] = False
+    _retryable: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -48,9 +51,13 @@ class JobError(Exception):
         details: Sequence[Problem] = (),
         stage: str | None = None,
         hint: str | None = None,
+        retryable: bool | None = None,
+        replace_worker: bool = False,
     ) -> None:
         super().__init__(message)
         self.message = message
+        self.replace_worker = replace_worker
+        self.retryable = self._retryable if retryable is None else retryable
         self.details = tuple(details)
         self.stage = stage
         self.hint = hint
@@ -93,7 +100,7 @@ class InputUnavailable(JobError):
     """A URL of the request could not be fetched."""
 
     code = "input_unavailable"
-    retryable = True
+    _retryable = True
 
 
 class InputRejected(JobError):
@@ -130,7 +137,7 @@ class ComfyUnavailable(JobError):
     """ComfyUI does not answer."""
 
     code = "comfy_unavailable"
-    retryable = True
+    _retryable = True
 
 
 class OutOfMemory(JobError):
@@ -139,11 +146,15 @@ class OutOfMemory(JobError):
     code = "out_of_memory"
 
 
+class SystemOutOfMemory(OutOfMemory):
+    """The machine's memory did not suffice, not the GPU's."""
+
+
 class DeadlineExceeded(JobError):
     """The job was stopped because its time was up."""
 
     code = "deadline_exceeded"
-    retryable = True
+    _retryable = True
 
 
 class Cancelled(JobError):
@@ -162,7 +173,7 @@ class DeliveryFailed(JobError):
     """The clip was made but could not be handed over."""
 
     code = "delivery_failed"
-    retryable = True
+    _retryable = True
 
 
 class InternalError(JobError):
