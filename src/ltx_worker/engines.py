@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import requests
 
+from ltx_worker.comfy.child import ChildProcess
 from ltx_worker.comfy.client import ComfyClient
-from ltx_worker.comfy.process import ChildProcess, wait_until_ready
+from ltx_worker.comfy.launch import (
+    EngineFolders,
+    Launch,
+    comfyui_command,
+    process_environment,
+    sandbox_command,
+    serving_options,
+)
+from ltx_worker.comfy.server import wait_until_ready
 from ltx_worker.errors import ComfyUnavailable
 
 _HANDLER = Path(__file__).parents[2] / "handler.py"
@@ -34,10 +42,20 @@ class Engine:
     """A running engine: its address and the folders it shares with the worker."""
 
     url: str
-    input_dir: Path
-    output_dir: Path
+    folders: EngineFolders
     process: ChildProcess
-    models_dirs: tuple[Path, ...] = ()
+
+    @property
+    def input_dir(self) -> Path:
+        """Where its inputs lie."""
+        assert self.folders.input_dir is not None
+        return self.folders.input_dir
+
+    @property
+    def output_dir(self) -> Path:
+        """Where its outputs lie."""
+        assert self.folders.output_dir is not None
+        return self.folders.output_dir
 
     @property
     def environment(self) -> dict[str, str]:
@@ -46,15 +64,17 @@ class Engine:
             "COMFY_URL": self.url,
             "COMFY_INPUT_DIR": str(self.input_dir),
             "COMFY_OUTPUT_DIR": str(self.output_dir),
-            "COMFY_MODELS_DIRS": json.dumps([str(path) for path in self.models_dirs]),
+            "COMFY_MODELS_DIRS": json.dumps([str(path) for path in self.folders.models_dirs]),
         }
 
 
 @contextmanager
-def sandbox(folder: Path, options: Sequence[str] = ()) -> Generator[Engine]:
+def sandbox(
+    folder: Path, options: Sequence[str] = (), port: int | None = None
+) -> Generator[Engine]:
     """The sandbox, with its files under `folder`."""
-    command = [sys.executable, "-m", "ltx_worker.sandbox", *options]
-    with _engine(command, folder, _SANDBOX_START_S) as engine:
+    launch = _launch([*sandbox_command(), *options], _folders(folder), port)
+    with _running(launch, _SANDBOX_START_S) as engine:
         yield engine
 
 
@@ -64,60 +84,51 @@ def comfyui(
     folder: Path,
     options: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    port: int | None = None,
 ) -> Generator[Engine]:
-    """The ComfyUI in `comfyui_dir`, run by its own Python, with its files under `folder`."""
-    command = [
-        str(comfyui_python(comfyui_dir)),
-        str(comfyui_dir / "main.py"),
-        "--disable-auto-launch",
-        "--disable-metadata",
-        *("--user-directory", str(_made(folder / "user"))),
-        *("--database-url", f"sqlite:///{folder / 'comfyui.db'}"),
-        *([] if shutil.which("nvidia-smi") else ["--cpu"]),
-        *options,
-    ]
-    variables = os.environ | dict(environment or {})
-    with _engine(command, folder, _COMFYUI_START_S, variables) as engine:
-        yield replace(engine, models_dirs=(comfyui_dir / "models",))
+    """A ComfyUI of this machine, with its files under `folder`."""
+    command = [*comfyui_command(comfyui_dir), *comfyui_options(folder), *options]
+    folders = _folders(folder, (comfyui_dir / "models",))
+    with _running(_launch(command, folders, port, environment), _COMFYUI_START_S) as engine:
+        yield engine
 
 
-def comfyui_python(comfyui_dir: Path) -> Path:
-    """A ComfyUI's interpreter: `COMFYUI_PYTHON`, else that of its virtual environment."""
-    named = os.environ.get("COMFYUI_PYTHON")
-    candidates = [Path(named)] if named else []
-    candidates += [comfyui_dir / name / "bin" / "python" for name in (".venv", "venv")]
-    found = next((path for path in candidates if path.exists()), None)
-    if found is None:
-        raise ComfyUnavailable(
-            f"No Python for the ComfyUI in {comfyui_dir}: set COMFYUI_PYTHON, or make .venv there"
-        )
-    return found
+def comfyui_options(folder: Path) -> Sequence[str]:
+    """What keeps a ComfyUI's own files under `folder`, so that it can run beside another."""
+    user = folder / "user"
+    user.mkdir(parents=True, exist_ok=True)
+    return ("--user-directory", str(user), "--database-url", f"sqlite:///{folder / 'comfyui.db'}")
+
+
+def _folders(folder: Path, models_dirs: tuple[Path, ...] = ()) -> EngineFolders:
+    return EngineFolders(folder / "input", folder / "output", folder / "temp", models_dirs)
+
+
+def _launch(
+    command: Sequence[str],
+    folders: EngineFolders,
+    port: int | None,
+    environment: Mapping[str, str] | None = None,
+) -> Launch:
+    port = port or free_port()
+    full = (*command, *serving_options(port, folders))
+    return Launch(full, port, folders, environment or {})
 
 
 @contextmanager
-def _engine(
-    command: Sequence[str],
-    folder: Path,
-    timeout_s: float,
-    environment: Mapping[str, str] | None = None,
-) -> Generator[Engine]:
-    port = free_port()
-    input_dir, output_dir = _made(folder / "input"), _made(folder / "output")
-    full = [
-        *command,
-        *("--port", str(port)),
-        *("--input-directory", str(input_dir)),
-        *("--output-directory", str(output_dir)),
-        *("--temp-directory", str(_made(folder / "temp"))),
-    ]
-    with ChildProcess(full, environment=environment) as process:
-        engine = Engine(f"http://127.0.0.1:{port}", input_dir, output_dir, process)
-        client = ComfyClient(engine.url)
+def _running(launch: Launch, timeout_s: float) -> Generator[Engine]:
+    with ChildProcess(launch.command, environment=process_environment(launch)) as process:
+
+        def check() -> None:
+            if not process.is_alive:
+                raise ComfyUnavailable(f"ComfyUI ended at start ({process.last_words})")
+
+        client = ComfyClient(launch.url)
         try:
-            wait_until_ready(client, timeout_s, process)
+            wait_until_ready(client, timeout_s, check=check)
         finally:
             client.close()
-        yield engine
+        yield Engine(launch.url, launch.folders, process)
 
 
 @contextmanager
@@ -154,8 +165,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

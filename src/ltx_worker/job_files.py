@@ -7,16 +7,21 @@ Without shared folders, files travel over HTTP; ComfyUI then keeps its copies.
 
 from __future__ import annotations
 
-import logging
+import re
 import secrets
 import shutil
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from ltx_worker.comfy.client import ComfyClient, OutputFile
+from ltx_worker.comfy.client import ComfyClient, History, OutputFile
 from ltx_worker.errors import ComfyFailed
+from ltx_worker.logs import get_logger
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
+_TEMPORARY_PREFIX = "ltx2-job-"
+_JOB_FOLDER = re.compile(r"[0-9a-f]{16}$")
 
 
 class JobFiles:
@@ -33,13 +38,17 @@ class JobFiles:
         self._input_dir = input_dir
         self._output_dir = output_dir
         self._subfolder = f"{folder}/{secrets.token_hex(8)}"
-        self._temporary = Path(tempfile.mkdtemp(prefix="ltx2-"))
+        self._temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX))
+        # The folder of an earlier delivery of this job, whose result is used.
+        self._adopted: set[Path] = set()
 
     def __enter__(self) -> JobFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._remove(self._temporary)
+        for folder in self._adopted:
+            self._remove(folder)
         for folder in (self._input_dir, self._output_dir):
             if folder is not None:
                 self._remove(folder / self._subfolder)
@@ -75,10 +84,10 @@ class JobFiles:
     def collect(self, file: OutputFile) -> Path:
         """An output file as a path; raises `ComfyFailed` when it is not there."""
         if self._output_dir is not None and file.type == "output":
-            path = self._output_dir / file.subfolder / file.filename
-            if not path.resolve().is_relative_to(self._output_dir.resolve()):
-                raise ComfyFailed("ComfyUI reported a file outside its output folder")
+            path = self._path_of(file, self._output_dir)
             if path.is_file():
+                if _JOB_FOLDER.match(path.parent.name) and file.subfolder != self._subfolder:
+                    self._adopted.add(path.parent)
                 return path
         else:
             path = Path(tempfile.mkdtemp(dir=self._temporary)) / "output"
@@ -87,6 +96,22 @@ class JobFiles:
                     return path
         raise ComfyFailed("ComfyUI reported a clip that does not exist")
 
+    def is_whole(self, history: History) -> bool:
+        """Whether every file that a run reported is still there."""
+        return all(self._exists(file) for file in history.files)
+
+    def _exists(self, file: OutputFile) -> bool:
+        if self._output_dir is None or file.type != "output":
+            return self._client.has(file)
+        return self._path_of(file, self._output_dir).is_file()
+
+    @staticmethod
+    def _path_of(file: OutputFile, output_dir: Path) -> Path:
+        path = output_dir / file.subfolder / file.filename
+        if not path.resolve().is_relative_to(output_dir.resolve()):
+            raise ComfyFailed("ComfyUI reported a file outside its output folder")
+        return path
+
     @staticmethod
     def _remove(folder: Path) -> None:
         try:
@@ -94,4 +119,20 @@ class JobFiles:
         except FileNotFoundError:
             pass
         except OSError:
-            _log.warning("job.files_left folder=%s", folder.name, exc_info=True)
+            _log.warning("job.files_left", folder=folder.name, exc_info=True)
+
+
+def sweep(folders: Sequence[Path | None], folder: str, older_than_s: float) -> int:
+    """Remove what jobs of a worker that was killed have left; returns the number of folders.
+
+    `older_than_s` spares the jobs of another worker that shares the folders.
+    """
+    places = [path / folder for path in folders if path is not None]
+    left = [job for place in places if place.is_dir() for job in place.iterdir()]
+    left = [path for path in left if _JOB_FOLDER.match(path.name)]
+    left += Path(tempfile.gettempdir()).glob(f"{_TEMPORARY_PREFIX}*")
+    oldest = time.time() - older_than_s
+    stale = [path for path in left if path.is_dir() and path.stat().st_mtime < oldest]
+    for path in stale:
+        shutil.rmtree(path, ignore_errors=True)
+    return len(stale)

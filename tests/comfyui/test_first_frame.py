@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tests.conftest import SMALL, picture
+from tests.conftest import SMALL, executor_at, picture
 
 from ltx_worker.catalog import Inventory, load_catalog
 from ltx_worker.comfy.client import ComfyClient
-from ltx_worker.comfy.execution import execute
 from ltx_worker.engines import Engine
 from ltx_worker.offer import Offer
 from ltx_worker.recipes import load_recipe
@@ -79,7 +78,7 @@ def test_the_first_latent_frame_is_the_picture(engine: Engine, family: str, qual
     save_latent(graph, "asked", ["encode", 0])
     save_latent(graph, "made", [id_of(graph, "Second pass result"), 0])
 
-    execute(client, graph, str(uuid.uuid4()), StopSignal(120), lambda _: None)
+    executor_at(client.base_url).execute(graph, str(uuid.uuid4()), StopSignal(120), lambda _: None)
 
     asked, made = read_latent(engine, "asked"), read_latent(engine, "made")
     client.close()

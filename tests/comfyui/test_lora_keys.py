@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import save_file
 from tests.comfyui.tiny_engine import comfyui_dir
 
-from ltx_worker.engines import comfyui_python
+from ltx_worker.comfy.launch import comfyui_python
 from ltx_worker.workflow.lora_files import (
     LoraFit,
     SafetensorsHeader,

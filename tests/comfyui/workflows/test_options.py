@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tests.conftest import frames_of, picture, sound_of
+from tests.conftest import executor_at, frames_of, picture, sound_of
 
 from ltx_worker.catalog import Inventory, load_catalog
 from ltx_worker.comfy.client import ComfyClient, History
-from ltx_worker.comfy.execution import execute
 from ltx_worker.delivery.probe import ClipFacts, probe
 from ltx_worker.engines import Engine
 from ltx_worker.geometry import Size
@@ -142,8 +141,8 @@ class Bench:
 
     def run(self, template: Template, graph: Graph) -> Run:
         """Run a graph and read the clip that it saved."""
-        history = execute(
-            self.client, graph, str(uuid.uuid4()), StopSignal(240), lambda _event: None
+        history = executor_at(self.client.base_url).execute(
+            graph, str(uuid.uuid4()), StopSignal(240), lambda _event: None
         )
         (file,) = [file for file in history.files if file.node_id == template.output_id]
         path = self.engine.output_dir / file.subfolder / file.filename

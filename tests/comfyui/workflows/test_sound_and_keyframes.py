@@ -24,11 +24,10 @@ import av
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tests.conftest import frames_of, picture, sound_of
+from tests.conftest import executor_at, frames_of, picture, sound_of
 
 from ltx_worker.catalog import Inventory, load_catalog
 from ltx_worker.comfy.client import ComfyClient
-from ltx_worker.comfy.execution import execute
 from ltx_worker.engines import Engine
 from ltx_worker.errors import ComfyFailed
 from ltx_worker.recipes import load_recipe
@@ -154,7 +153,9 @@ class Bench:
         for name, samples in (keep or {}).items():
             inputs = {"samples": samples, "filename_prefix": f"{FOLDER}/{run}/{name}"}
             graph[f"keep-{name}"] = {"class_type": "SaveLatent", "inputs": inputs}
-        history = execute(self.client, graph, str(uuid.UUID(run)), StopSignal(300), lambda _: None)
+        history = executor_at(self.client.base_url).execute(
+            graph, str(uuid.UUID(run)), StopSignal(300), lambda _: None
+        )
         (clip,) = [file for file in history.files if file.node_id == template.output_id]
         content = io.BytesIO()
         assert self.client.download(clip, content)

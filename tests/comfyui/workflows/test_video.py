@@ -19,11 +19,10 @@ import av
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tests.conftest import frames_of, sound_of
+from tests.conftest import executor_at, frames_of, sound_of
 
 from ltx_worker.catalog import Inventory, load_catalog
 from ltx_worker.comfy.client import ComfyClient
-from ltx_worker.comfy.execution import execute
 from ltx_worker.engines import Engine
 from ltx_worker.recipes import load_recipe
 from ltx_worker.settings import Settings
@@ -110,7 +109,9 @@ class Bench:
         for key, (title, slot) in (save or {}).items():
             inputs = {"samples": [ids[title], slot], "filename_prefix": f"latents/{name}-{key}"}
             graph[f"save {key}"] = {"class_type": "SaveLatent", "inputs": inputs}
-        execute(self.client, graph, str(uuid.uuid4()), StopSignal(200), lambda _: None)
+        executor_at(self.client.base_url).execute(
+            graph, str(uuid.uuid4()), StopSignal(200), lambda _: None
+        )
         return self._read(name, save or {})
 
     def _read(self, name: str, keys: Iterable[str]) -> Run:

@@ -1,0 +1,21 @@
+"""The ComfyUI of the settings: one that runs already, or one that the worker starts and owns."""
+
+from __future__ import annotations
+
+from ltx_worker.comfy.launch import EngineFolders, launch_of
+from ltx_worker.comfy.process import OwnedComfy
+from ltx_worker.comfy.server import ComfyServer, RemoteComfy
+from ltx_worker.settings import Settings
+
+
+def server_of(settings: Settings) -> ComfyServer:
+    """The server, not started yet; raises `ComfyUnavailable` when the settings name none."""
+    timeouts = (settings.comfy_start_timeout_s, settings.comfy_unresponsive_s)
+    if settings.comfy_url is None:
+        return OwnedComfy(launch_of(settings), *timeouts)
+    folders = EngineFolders(
+        settings.comfy_input_dir,
+        settings.comfy_output_dir,
+        models_dirs=settings.comfy_models_dirs,
+    )
+    return RemoteComfy(settings.comfy_url, folders, *timeouts)
