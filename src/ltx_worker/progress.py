@@ -1,13 +1,14 @@
-"""How far a job is, from ComfyUI's events and the workflow's stage map.
+"""How far a job is, from ComfyUI's events, the workflow's stages and what earlier jobs took.
 
-The share of each stage is data of the workflow; within a stage the sampler's steps count. Percent
-and stage never go back: ComfyUI may run the nodes of a later stage early.
+Within a stage the sampler's steps count. Stage and percent never go back, though ComfyUI may run
+the nodes of a later stage early; the time that remains never grows: a stage that takes longer than
+expected holds it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypedDict
 
 from ltx_worker.comfy.client import History
@@ -16,12 +17,19 @@ from ltx_worker.result import Timings
 from ltx_worker.workflow.splice import original_id
 from ltx_worker.workflow.template import Stage
 
+# What the worker does once ComfyUI is done; the last stage of a job that is given it.
+DELIVERY = Stage("Delivery", 2.0, frozenset())
+
 # So much has to pass before a pace can be told.
 _MIN_ELAPSED_S = 1.0
 
 
 class JobProgress(TypedDict):
-    """What a caller gets while a job runs; stages and steps count from 1, times in seconds."""
+    """What a caller gets while a job runs; stages and steps count from 1, times in seconds.
+
+    `elapsed_s` counts from the job's arrival. `remaining_s` is None only while nothing is known,
+    and never more than it was before. `percent` is 100 only when the job is done.
+    """
 
     stage: int
     stages: int
@@ -37,23 +45,45 @@ OnProgress = Callable[[JobProgress], None]
 
 
 class ProgressTracker:
-    """Turns each event into a `JobProgress`, and times the stages."""
+    """Turns each event into a `JobProgress`, and times the stages.
 
-    def __init__(self, stages: Sequence[Stage], on_progress: OnProgress | None) -> None:
+    `expected` has the seconds that stages will take, by name, as far as that is known. Without it
+    the stages' shares are taken for their lengths, at the pace of this job. `started` is when the
+    job arrived by `clock`, in seconds; default now. `on_stage` gets each stage's name once, with
+    the seconds since then.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        on_progress: OnProgress | None,
+        expected: Mapping[str, float] | None = None,
+        started: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        on_stage: Callable[[str, float], None] | None = None,
+    ) -> None:
         self._stages = stages
+        self._on_stage = on_stage
         self._on_progress = on_progress
+        self._clock = clock
         self._stage_of = {node: i for i, stage in enumerate(stages) for node in stage.node_ids}
-        self._started = time.monotonic()
+        self._lengths, self._in_seconds = _lengths(stages, expected or {})
+        self._submitted = self._clock()
+        self._arrived = self._submitted if started is None else started
         self._queue_left: float | None = None
         self._current = 0
         self._fraction = 0.0
         self._running: tuple[int, float] | None = None
         self._seconds = [0.0] * len(stages)
+        self._ran: set[int] = set()
+        self._cached: set[int] = set()
+        self._percent = 0
+        self._remaining_s: float | None = None
 
     @property
     def queue_s(self) -> float:
         """Seconds between submission and ComfyUI's start of the prompt."""
-        return 0.0 if self._queue_left is None else self._queue_left - self._started
+        return 0.0 if self._queue_left is None else self._queue_left - self._submitted
 
     @property
     def stage_seconds(self) -> dict[str, float]:
@@ -61,7 +91,13 @@ class ProgressTracker:
         return {
             stage.name: round(seconds, 3)
             for stage, seconds in zip(self._stages, self._seconds, strict=True)
+            if stage != DELIVERY
         }
+
+    @property
+    def learnt_seconds(self) -> dict[str, float]:
+        """Seconds of each stage that ran as a whole: nothing of it was kept by ComfyUI."""
+        return {self._stages[i].name: self._seconds[i] for i in sorted(self._ran - self._cached)}
 
     def timings(
         self, history: History, inputs_s: float, encode_s: float, total_s: float
@@ -79,22 +115,50 @@ class ProgressTracker:
 
     def on_event(self, event: Event) -> None:
         """Take in one event of this job's prompt."""
-        now = time.monotonic()
+        now = self._clock()
         match event:
             case Started():
                 self._queue_left = now
+            case Cached(node_ids=node_ids):
+                self._skip(node_ids)
             case Executing(node_id=node_id):
-                self._enter(self._stage_of.get(original_id(node_id)), now)
+                self._enter(self._stage_with(node_id), now)
                 self._report(now, 0, 0)
             case Progress(node_id=node_id, value=value, maximum=maximum):
-                stage = self._stage_of.get(original_id(node_id))
-                if stage == self._current and maximum > 0:
-                    self._fraction = max(self._fraction, value / maximum)
+                if self._stage_with(node_id) == self._current and maximum > 0:
+                    self._fraction = max(self._fraction, min(1.0, value / maximum))
                 self._report(now, value, maximum)
             case Ended():
                 self._enter(None, now)
-            case Cached() | Executed():
+            case Executed():
                 pass
+
+    def deliver(self) -> None:
+        """ComfyUI is done: what follows is delivery, where the job has that stage."""
+        if DELIVERY in self._stages:
+            now = self._clock()
+            self._enter(self._stages.index(DELIVERY), now)
+            self._report(now, 0, 0)
+
+    def finish(self) -> None:
+        """The job is done: all of it, and nothing remains."""
+        now = self._clock()
+        self._enter(None, now)
+        self._current = max(0, len(self._stages) - 1)
+        self._percent, self._remaining_s = 100, 0.0
+        self._report(now, 0, 0)
+
+    def _stage_with(self, node_id: str) -> int | None:
+        """The stage of a node, or of the node that it is a copy of."""
+        return self._stage_of.get(node_id, self._stage_of.get(original_id(node_id)))
+
+    def _skip(self, node_ids: frozenset[str]) -> None:
+        """These nodes do not run: a stage of nothing else takes no time."""
+        for i, stage in enumerate(self._stages):
+            if stage.node_ids & node_ids:
+                self._cached.add(i)
+            if stage.node_ids and stage.node_ids <= node_ids:
+                self._lengths[i] = 0.0
 
     def _enter(self, stage: int | None, now: float) -> None:
         """A node of `stage` starts, or the prompt is over: the time since then was its own."""
@@ -102,14 +166,18 @@ class ProgressTracker:
             index, since = self._running
             self._seconds[index] += now - since
         self._running = None if stage is None else (stage, now)
-        if stage is not None and stage > self._current:
+        if stage is None:
+            return
+        if stage not in self._ran and self._on_stage is not None:
+            self._on_stage(self._stages[stage].name, now - self._arrived)
+        self._ran.add(stage)
+        if stage > self._current:
             self._current, self._fraction = stage, 0.0
 
     def _report(self, now: float, step: int, steps: int) -> None:
         if self._on_progress is None or not self._stages:
             return
-        done = self._done()
-        elapsed_s = now - self._started
+        self._look_ahead(now)
         self._on_progress(
             JobProgress(
                 stage=self._current + 1,
@@ -117,21 +185,43 @@ class ProgressTracker:
                 name=self._stages[self._current].name,
                 step=step,
                 steps=steps,
-                percent=int(100 * done),
-                elapsed_s=round(elapsed_s, 1),
-                remaining_s=_remaining(elapsed_s, done),
+                percent=self._percent,
+                elapsed_s=round(now - self._arrived, 1),
+                remaining_s=self._remaining_s,
             )
         )
 
-    def _done(self) -> float:
-        """The share of the work that is done, from 0 to 1."""
-        shares = [stage.share for stage in self._stages]
-        before = sum(shares[: self._current])
-        return (before + self._fraction * shares[self._current]) / sum(shares)
+    def _look_ahead(self, now: float) -> None:
+        """Bring the percentage and the time that remains up to date, in their one direction."""
+        whole = sum(self._lengths)
+        part = self._part_of_stage() * self._lengths[self._current]
+        done = (sum(self._lengths[: self._current]) + part) / whole if whole else 1.0
+        self._percent = max(self._percent, min(99, int(100 * done)))
+        ran_s = now - (self._queue_left or self._submitted)
+        if not self._in_seconds:
+            if ran_s < _MIN_ELAPSED_S or not done:
+                return
+            whole = ran_s / done
+        remaining_s = round(whole * (1 - done), 1)
+        if self._remaining_s is None or remaining_s < self._remaining_s:
+            self._remaining_s = remaining_s
+
+    def _part_of_stage(self) -> float:
+        """How much of the current stage is done, from 0 to 1; without steps, by its time."""
+        length = self._lengths[self._current]
+        if self._fraction or not self._in_seconds or not length:
+            return self._fraction
+        return min(1.0, self._seconds[self._current] / length)
 
 
-def _remaining(elapsed_s: float, done: float) -> float | None:
-    """Seconds still to go at the pace so far; None while too little has passed to tell."""
-    if elapsed_s < _MIN_ELAPSED_S or not done:
-        return None
-    return round(elapsed_s * (1 - done) / done, 1)
+def _lengths(stages: Sequence[Stage], expected: Mapping[str, float]) -> tuple[list[float], bool]:
+    """How long each stage is, and whether that is in seconds.
+
+    Where some stages' seconds are known, the others' follow from their shares.
+    """
+    known = [stage for stage in stages if stage.name in expected]
+    seconds = sum(expected[stage.name] for stage in known)
+    if not seconds:
+        return [stage.share for stage in stages], False
+    unit_s = seconds / sum(stage.share for stage in known)
+    return [expected.get(stage.name, unit_s * stage.share) for stage in stages], True

@@ -163,8 +163,9 @@ class Template:
         return graph
 
     def stages_in(self, graph: Graph) -> tuple[Stage, ...]:
-        """The stages that a rendered graph has nodes of."""
-        return tuple(stage for stage in self.stages if stage.node_ids & graph.keys())
+        """The stages that a rendered graph has nodes of, with these nodes."""
+        stages = (replace(stage, node_ids=stage.node_ids & graph.keys()) for stage in self.stages)
+        return tuple(stage for stage in stages if stage.node_ids)
 
     def _repeat(self, graph: Graph, group: Repeat, items: Sequence[Mapping[str, Any]]) -> None:
         splice.repeat(graph, group.nodes, group.chain, len(items))
