@@ -122,6 +122,11 @@ def progress_sink(on_progress: OnProgress) -> Generator[str]:
 
 
 def save_video(output: Mapping[str, Any], path: Path) -> None:
-    """Write the clip of a job's output to `path`."""
+    """Write the clip of a job's output to `path`, from the answer or from its link."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(base64.b64decode(output["video"]))
+    if output["video_url"] is None:
+        path.write_bytes(base64.b64decode(output["video"]))
+        return
+    response = requests.get(output["video_url"], timeout=_TIMEOUT_S)
+    response.raise_for_status()
+    path.write_bytes(response.content)

@@ -27,7 +27,9 @@ class WorkflowOffer:
 class Offer:
     """Workflows, model families, LoRA files, frames.
 
-    `roles` are what files are published for each family, `loras` the LoRA files installed.
+    `roles` are what files are published for each family, `loras` the LoRA files installed,
+    `video_format` is the container where a request names none, `has_bucket` whether files can be
+    uploaded.
     """
 
     workflows: Mapping[WorkflowKey, WorkflowOffer]
@@ -36,6 +38,8 @@ class Offer:
     max_frames: int
     roles: Mapping[str, frozenset[str]]
     loras: tuple[str, ...] = ()
+    video_format: str = "mp4"
+    has_bucket: bool = False
 
     def qualities(self, mode: str, variant: str) -> list[str]:
         """The qualities that `mode` has a workflow for."""

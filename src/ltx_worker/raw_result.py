@@ -2,16 +2,14 @@
 
 Invariant 1: a run without any file or text is a failure, not a success. What ComfyUI reports as
 `images`, which includes the clips of its SaveVideo, is in `images` where clients of RunPod's
-generic ComfyUI worker look for it; every other file carries its data in `outputs`.
+generic ComfyUI worker look for it; every other file carries its data or link in `outputs`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import mimetypes
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,8 +17,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ltx_worker.comfy.client import History, OutputFile
-from ltx_worker.delivery.inline import encode
-from ltx_worker.errors import ComfyFailed, OutputTooLarge
+from ltx_worker.delivery.handover import HandedOver, ResultFile
+from ltx_worker.errors import ComfyFailed
 from ltx_worker.job_files import JobFiles
 from ltx_worker.result import Timings
 
@@ -55,8 +53,8 @@ class RawImageData(_Part):
     """A file of the answer, as RunPod's generic ComfyUI worker gives it."""
 
     filename: str
-    type: Literal["base64"] = "base64"
-    data: str = Field(description="The file, as base64 without a data: prefix.")
+    type: Literal["base64", "s3_url"] = "base64"
+    data: str = Field(description="The file, as base64 without a data: prefix, or a link to it.")
 
 
 class RawOutput(_Part):
@@ -70,6 +68,7 @@ class RawOutput(_Part):
     bytes: int
     sha256: str
     data: str | None = Field(description="As base64; null when the file is in `images`.")
+    url: str | None = Field(default=None, description="A link to the file.")
 
 
 class RawResult(_Part):
@@ -81,21 +80,41 @@ class RawResult(_Part):
     timings: Timings
     warnings: list[str]
 
+    def delivered(self, handed: HandedOver) -> RawResult:
+        """The result with its files, which were left empty in this one."""
+        images: list[RawImageData] = []
+        outputs: list[RawOutput] = []
+        for output, file in zip(self.outputs, handed.files, strict=True):
+            if output.data is None:
+                kind = "base64" if file.url is None else "s3_url"
+                data = file.data or file.url or ""
+                images.append(RawImageData(filename=output.filename, type=kind, data=data))
+                outputs.append(output.model_copy(update={"url": file.url}))
+            else:
+                outputs.append(output.model_copy(update={"data": file.data, "url": file.url}))
+        timings = self.timings.after(handed)
+        return self.model_copy(update={"images": images, "outputs": outputs, "timings": timings})
+
+
+# Hands over the files of a result that has everything but them.
+DeliverRaw = Callable[[RawResult, Sequence[ResultFile]], RawResult]
+
 
 @dataclass(frozen=True)
 class RawOutputs:
-    """The part of a `RawResult` that comes from ComfyUI's history."""
+    """What a run reported: the parts of a `RawResult` whose files are left empty, and the files."""
 
     images: list[RawImageData]
     outputs: list[RawOutput]
     texts: dict[str, list[str]]
+    files: tuple[ResultFile, ...]
 
 
-def collect_raw(history: History, files: JobFiles, max_response_bytes: int) -> RawOutputs:
-    """Fetch and encode what a run reported.
+def collect_raw(history: History, files: JobFiles) -> RawOutputs:
+    """Fetch what a run reported.
 
     Previews (files of type temp) are left out unless there is no other file. Raises `ComfyFailed`
-    when there is nothing at all, and `OutputTooLarge`.
+    when there is nothing at all.
     """
     # ComfyUI runs equal nodes once and reports their file for each of them.
     files_once = {(f.type, f.subfolder, f.filename): f for f in reversed(history.files)}
@@ -104,53 +123,33 @@ def collect_raw(history: History, files: JobFiles, max_response_bytes: int) -> R
     texts = {node_id: list(lines) for node_id, lines in history.texts.items()}
     if not saved and not texts:
         raise ComfyFailed("ComfyUI reported success without any file or text")
-    paths = [files.collect(file) for file in saved]
-    encoded = _encode(paths, texts, max_response_bytes)
-    images: list[RawImageData] = []
-    outputs: list[RawOutput] = []
-    for file, path, data in zip(saved, paths, encoded, strict=True):
-        is_image = file.kind == "images"
-        if is_image:
-            images.append(RawImageData(filename=file.filename, data=data))
-        outputs.append(_output(file, path, files.subfolder, None if is_image else data))
-    return RawOutputs(images, outputs, texts)
+    found = [
+        _found(file, files.collect(file), str(number) if len(saved) > 1 else "")
+        for number, file in enumerate(saved, 1)
+    ]
+    outputs = [_output(file, one, files.subfolder) for file, one in zip(saved, found, strict=True)]
+    images = [
+        RawImageData(filename=output.filename, data="") for output in outputs if output.data is None
+    ]
+    return RawOutputs(images, outputs, texts, tuple(found))
 
 
-def _encode(paths: list[Path], texts: Mapping[str, object], max_response_bytes: int) -> list[str]:
-    """Each file as base64; together with the texts they have to fit the answer."""
-    left = max_response_bytes - len(json.dumps(texts))
-    encoded: list[str] = []
-    try:
-        for path in paths:
-            encoded.append(encode(path, left))
-            left -= len(encoded[-1])
-    except OutputTooLarge as error:
-        raise _too_large(paths, max_response_bytes) from error
-    if left < 0:
-        raise _too_large(paths, max_response_bytes)
-    return encoded
+def _found(file: OutputFile, path: Path, part: str) -> ResultFile:
+    with path.open("rb") as content:
+        mime_type = mime_type_of(content.read(_HEAD_BYTES), file.filename)
+    return ResultFile.of(path, file.filename, mime_type, part)
 
 
-def _too_large(paths: list[Path], max_response_bytes: int) -> OutputTooLarge:
-    total = sum(path.stat().st_size for path in paths)
-    return OutputTooLarge(
-        f"The workflow's {len(paths)} files have {total / 1e6:.1f} MB and more as base64, with its "
-        f"texts; an answer may have {max_response_bytes / 1e6:.1f} MB",
-        hint="Save fewer or smaller files.",
-    )
-
-
-def _output(file: OutputFile, path: Path, own_folder: str, data: str | None) -> RawOutput:
-    content = path.read_bytes()
+def _output(file: OutputFile, found: ResultFile, own_folder: str) -> RawOutput:
     return RawOutput(
         node_id=file.node_id,
         kind=file.kind,
         filename=file.filename,
         subfolder=file.subfolder.removeprefix(own_folder).strip("/"),
-        mime_type=mime_type_of(content[:_HEAD_BYTES], file.filename),
-        bytes=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
-        data=data,
+        mime_type=found.mime_type,
+        bytes=found.bytes,
+        sha256=found.sha256,
+        data=None if file.kind == "images" else "",
     )
 
 

@@ -7,10 +7,19 @@ what fields mean together, and for this worker, is `request.py`'s subject.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ltx_worker.errors import Problem
 from ltx_worker.geometry import MAX_SIDE, MIN_FRAMES, MIN_SIDE, RESOLUTIONS
@@ -29,6 +38,8 @@ CameraMotion = Literal[
 ]
 Direction = Literal["forward", "backward"]
 Replace = Literal["video", "audio", "both"]
+Fit = Literal["cover", "contain"]
+Delivery = Literal["auto", "base64", "url"]
 Control = Literal["canny", "depth", "pose", "motion_track", "union", "restyle"]
 
 MAX_PROMPT_CHARACTERS = 10_000
@@ -36,6 +47,8 @@ MAX_PROMPT_CHARACTERS = 10_000
 MAX_SEED = 2**53 - 1
 # The models are conditioned on frame rates up to this (source: the official pipelines' cap).
 MAX_FPS = 60
+
+_KEY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 
 _QUALITY_NAMES = {"balanced": "pro"}
 _MEDIA_PREFIXES = {
@@ -119,7 +132,29 @@ class OutputOptions(_Fields):
     format: Literal["mp4", "webm"] | None = Field(
         default=None, description="H.264 with AAC, or VP9 with Opus; default the worker's setting."
     )
-    delivery: Literal["auto", "base64"] = "auto"
+    delivery: Delivery = Field(
+        default="auto",
+        description="auto answers with base64 where that fits, else with a link to the bucket.",
+    )
+    key: str | None = Field(
+        default=None,
+        max_length=512,
+        description="Name of an uploaded clip, below the worker's prefix; the suffix may be left "
+        "out.",
+    )
+    thumbnail: bool = Field(
+        default=False, description="Also a JPEG of at most 512 pixels a side, from one third in."
+    )
+    last_frame: bool = Field(default=False, description="Also the last frame, as PNG.")
+
+    @field_validator("key")
+    @classmethod
+    def _stays_below_the_prefix(cls, key: str | None) -> str | None:
+        if key is not None and not _KEY.fullmatch(key):
+            raise ValueError("may have letters, digits and ._- in parts separated by single /")
+        if key is not None and {".", ".."} & set(key.split("/")):
+            raise ValueError("must not have . or .. as a part")
+        return key
 
 
 class RequestFields(_Fields):
@@ -164,6 +199,11 @@ class RequestFields(_Fields):
     audio: Media | None = None
     video: Media | None = None
     keyframes: list[Keyframe] = Field(default=[], max_length=32)
+    fit: Fit = Field(
+        default="cover",
+        description="A picture of another shape than the clip's fills it and loses its edges, or "
+        "is shown whole on black.",
+    )
     image_strength: float | None = Field(None, ge=0, le=1)
     control: Control | None = None
     control_strength: float | None = Field(None, ge=0, le=1)

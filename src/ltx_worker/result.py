@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ltx_worker.delivery.handover import HandedOver, ResultFile
 
 
 class _Part(BaseModel):
@@ -10,12 +12,25 @@ class _Part(BaseModel):
 
 
 class OutputEntry(_Part):
-    """One file of the job. The clip itself is in `video`, so it has no `data` here."""
+    """One file of the job, the clip first; the clip's base64 is in `video` and not in `data`."""
 
     filename: str
     mime_type: str
     bytes: int = Field(description="Size of the file.")
     sha256: str = Field(description="Checksum of the file, in hex.")
+    data: str | None = Field(default=None, description="The file as base64.")
+    url: str | None = Field(default=None, description="A link to the file.")
+
+    @classmethod
+    def of(cls, file: ResultFile) -> OutputEntry:
+        """The entry of a file that is not handed over yet: where its base64 goes is empty."""
+        return cls(
+            filename=file.filename,
+            mime_type=file.mime_type,
+            bytes=file.bytes,
+            sha256=file.sha256,
+            data="" if file.part else None,
+        )
 
 
 class Metadata(_Part):
@@ -46,15 +61,51 @@ class Timings(_Part):
     comfy_s: float | None = Field(description="ComfyUI's own time for the job, by its history.")
     stages: dict[str, float] = Field(description="ComfyUI's work, by the workflow's stages.")
     encode_s: float = Field(description="Fetching, checking and encoding the clip as base64.")
-    upload_s: float
+    upload_s: float = Field(description="Uploading to the bucket, and checking what is there.")
     total_s: float
+
+    def after(self, handed: HandedOver) -> Timings:
+        """The timings of a job, with those of the hand-over that came last."""
+        spent_s = handed.encode_s + handed.upload_s
+        return self.model_copy(
+            update={
+                "encode_s": round(self.encode_s + handed.encode_s, 4),
+                "upload_s": round(handed.upload_s, 4),
+                "total_s": round(self.total_s + spent_s, 4),
+            }
+        )
 
 
 class GenerateResult(_Part):
-    """A finished job."""
+    """A finished job: exactly one of `video` and `video_url` is the clip."""
 
-    video: str = Field(description="The clip, as base64 without a data: prefix.")
+    video: str | None = Field(
+        default=None, description="The clip, as base64 without a data: prefix."
+    )
+    video_url: str | None = Field(default=None, description="A link to the clip.")
     outputs: list[OutputEntry]
     metadata: Metadata
     timings: Timings
     warnings: list[str]
+
+    @model_validator(mode="after")
+    def _has_one_clip(self) -> GenerateResult:
+        if (self.video is None) == (self.video_url is None):
+            raise ValueError("must have either video or video_url")
+        return self
+
+    def delivered(self, handed: HandedOver) -> GenerateResult:
+        """The result with its files, which were left empty in this one."""
+        clip, *others = handed.files
+        first, *rest = self.outputs
+        entries = [first.model_copy(update={"url": clip.url})]
+        for entry, file in zip(rest, others, strict=True):
+            entries.append(entry.model_copy(update={"data": file.data, "url": file.url}))
+        return self.model_copy(
+            update={
+                "video": clip.data,
+                "video_url": clip.url,
+                "outputs": entries,
+                "timings": self.timings.after(handed),
+            }
+        )
