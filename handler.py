@@ -8,9 +8,11 @@ result: the SDK's own call starts a thread for each, and those may overtake the 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
+import signal
 import sys
+from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 import runpod
@@ -20,43 +22,83 @@ from runpod.http_client import (
 from runpod.serverless.modules.rp_http import (
     send_result,  # pyright: ignore[reportUnknownVariableType]
 )
+from runpod.serverless.modules.rp_logger import RunPodLogger
+from runpod.serverless.modules.worker_state import JobsProgress
 
-from ltx_worker.errors import JobError
+from ltx_worker.delivery.handover import body_bytes
+from ltx_worker.errors import DeadlineExceeded, JobError, OutputTooLarge
+from ltx_worker.fitness import report, require_fit
+from ltx_worker.logs import configure_logging, get_logger
 from ltx_worker.progress import JobProgress
-from ltx_worker.settings import InvalidSettings, load_settings
+from ltx_worker.settings import InvalidSettings, Settings, load_settings
+from ltx_worker.stop import StopSignal, in_daemon_thread, worker_stops
 from ltx_worker.worker import Worker
 
-# Where RunPod takes progress; absent when the handler runs outside its platform.
+# Where RunPod gives jobs and takes progress; absent when the handler runs outside its platform.
+_JOBS_URL_VARIABLE = "RUNPOD_WEBHOOK_GET_JOB"
 _PROGRESS_URL_VARIABLE = "RUNPOD_WEBHOOK_POST_OUTPUT"
 _PROGRESS_INTERVAL_S = 1.0
+# How long after its deadline a job may still be on its way out; then it is left behind.
+_OVERTIME_S = 1.8
+# How long a cancelled job, whose answer nobody waits for, may take to stop.
+_CANCEL_S = 15.0
+_LEAVE_POLL_S = 0.05
+
+_log = get_logger(__name__)
 
 
 class Adapter:
     """Gives RunPod's jobs to a worker."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, max_response_bytes: int) -> None:
         self._worker = worker
+        self._max_response_bytes = max_response_bytes
         self._takes_progress = _PROGRESS_URL_VARIABLE in os.environ
+        self._running: set[StopSignal] = set()
+        self._is_stopping = False
 
     async def handle(self, job: dict[str, Any]) -> dict[str, Any]:
         """One job: its result, or `{"error": ...}` with the contract's error as JSON."""
         stop = self._worker.new_stop_signal()
+        self._running.add(stop)
+        if self._is_stopping:
+            stop.cancel(worker_stops)
         progress = ProgressSender(job) if self._takes_progress else None
-        run = asyncio.create_task(
-            asyncio.to_thread(self._worker.run, job, stop, progress and progress.report)
+        on_progress = progress and progress.report
+        run = asyncio.wrap_future(
+            in_daemon_thread(lambda: self._worker.run(job, stop, on_progress))
         )
         try:
-            result = await asyncio.shield(run)
-            return result.model_dump(mode="json")
+            await asyncio.wait([run], timeout=stop.remaining_s + _OVERTIME_S)
+            if not run.done():
+                raise _stuck(job)
+            return self._checked((await run).model_dump(mode="json"))
         except JobError as error:
-            return {"error": error.to_json()}
+            return _failure(error)
         except asyncio.CancelledError:
             stop.cancel()
-            await asyncio.wait([run])
+            await asyncio.wait([run], timeout=_CANCEL_S)
             raise
         finally:
+            self._running.discard(stop)
             if progress is not None:
                 await progress.stop()
+
+    def stop_jobs(self) -> None:
+        """Stop every job that runs or is still to come; each is answered as retryable."""
+        self._is_stopping = True
+        for stop in self._running:
+            stop.cancel(worker_stops)
+
+    def _checked(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """The answer, which RunPod takes: of one over the limit it would only log the refusal."""
+        size = body_bytes(answer)
+        if size > self._max_response_bytes:
+            raise OutputTooLarge(
+                f"The answer has {size / 1e6:.2f} MB; it may have "
+                f"{self._max_response_bytes / 1e6:.2f} MB"
+            )
+        return answer
 
 
 class ProgressSender:
@@ -101,23 +143,112 @@ class ProgressSender:
                 await asyncio.wait([stopped], timeout=_PROGRESS_INTERVAL_S)
 
 
+class Departure:
+    """Leaves in order when the platform says so: jobs stopped and answered, ComfyUI ended.
+
+    The SDK would let a running job go on to its end, and wait out its request for the next one.
+    """
+
+    def __init__(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+        self._is_installed = False
+
+    def concurrency(self, current: int) -> int:
+        """How many jobs to take at a time.
+
+        The SDK asks in its loop before it takes a job, after it has installed signal handlers of
+        its own: ours goes in front of them.
+        """
+        if not self._is_installed:
+            self._is_installed = True
+            for number in (signal.SIGTERM, signal.SIGINT):
+                of_the_sdk = signal.getsignal(number)
+                asyncio.get_running_loop().add_signal_handler(
+                    number, self._begin, number, of_the_sdk
+                )
+        return current
+
+    def _begin(self, number: int, of_the_sdk: Any) -> None:
+        _log.info("worker.stopping", signal=signal.Signals(number).name)
+        # It takes no further job after this.
+        of_the_sdk(number, None)
+        self._adapter.stop_jobs()
+        self._task = asyncio.create_task(self._leave())
+
+    async def _leave(self) -> None:
+        while JobsProgress().get_job_count():  # noqa: ASYNC110 - the SDK has no event for it
+            await asyncio.sleep(_LEAVE_POLL_S)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+
+def _failure(error: JobError) -> dict[str, Any]:
+    answer: dict[str, Any] = {"error": error.to_json()}
+    return answer | {"refresh_worker": True} if error.replace_worker else answer
+
+
+def _stuck(job: Mapping[str, Any]) -> JobError:
+    _log.error("job.stuck", job=job.get("id"))
+    return DeadlineExceeded("The job's time is up and it could not be stopped", replace_worker=True)
+
+
 def main() -> None:
     """Start the worker, then take jobs; ends with status 1 and one line when it cannot start."""
+    # Until the loop runs, and again when RunPod's local server has ended: leave by the way below.
+    signal.signal(signal.SIGTERM, _exit)
     try:
         settings = load_settings()
     except InvalidSettings as error:
         sys.exit(f"The worker cannot start: {error}")
-    # The SDK has installed its own handler at import; without force this would do nothing.
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s", force=True
-    )
-    logging.getLogger("urllib3").setLevel(logging.WARNING)
+    _configure_logs(settings)
     try:
         worker = Worker(settings)
-        worker.start()
+    except InvalidSettings as error:
+        sys.exit(f"The worker cannot start: {error}")
     except JobError as error:
         sys.exit(f"The worker cannot start ({error.code}): {error.message}")
-    runpod.serverless.start({"handler": Adapter(worker).handle})  # pyright: ignore[reportUnknownMemberType]
+    try:
+        serve(worker, settings)
+    except asyncio.CancelledError:
+        _log.info("worker.stopped")
+    finally:
+        worker.close()
+
+
+def serve(worker: Worker, settings: Settings) -> None:
+    """Check the worker's fitness, then take jobs until told to stop."""
+
+    def ltx_worker() -> None:
+        try:
+            worker.start()
+            require_fit(report(settings, worker))
+        except JobError as error:
+            # The SDK ends the process at once when a check fails: nothing runs after this.
+            worker.close()
+            raise RuntimeError(f"The worker cannot start ({error.code}): {error.message}") from None
+
+    if _JOBS_URL_VARIABLE in os.environ:
+        runpod.serverless.register_fitness_check(ltx_worker)  # pyright: ignore[reportUnknownMemberType]
+    else:
+        try:
+            ltx_worker()
+        except RuntimeError as error:
+            sys.exit(str(error))
+    adapter = Adapter(worker, settings.max_response_bytes)
+    runpod.serverless.start(  # pyright: ignore[reportUnknownMemberType]
+        {"handler": adapter.handle, "concurrency_modifier": Departure(adapter).concurrency}
+    )
+
+
+def _configure_logs(settings: Settings) -> None:
+    configure_logging(settings.log_level, settings.log_format)
+    if "RUNPOD_LOG_LEVEL" not in os.environ:
+        # At its own default the SDK prints every job's output.
+        RunPodLogger().level = "INFO"
+
+
+def _exit(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(0)
 
 
 if __name__ == "__main__":

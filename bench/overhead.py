@@ -28,6 +28,7 @@ import requests
 import websocket
 
 from ltx_worker import engines
+from ltx_worker.logs import configure_logging
 from ltx_worker.settings import Settings
 from ltx_worker.worker import Worker
 from ltx_worker.workflow.template import Choices, load_template
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=30, help="jobs of each kind")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     arguments = parser.parse_args()
+    configure_logging("WARNING", "auto")
     with (
         tempfile.TemporaryDirectory(prefix="ltx-bench-") as folder,
         start_engine(arguments.engine, Path(folder)) as engine,

@@ -18,6 +18,9 @@ from PIL import Image
 from tests.comfyui.tiny_engine import tiny_comfyui
 
 from ltx_worker import engines
+from ltx_worker.comfy.execution import Executor
+from ltx_worker.comfy.launch import EngineFolders
+from ltx_worker.comfy.server import RemoteComfy
 from ltx_worker.settings import Settings
 from ltx_worker.worker import Worker
 
@@ -94,9 +97,14 @@ def settings_for(engine: engines.Engine, **values: Any) -> Settings:
         comfy_url=engine.url,
         comfy_input_dir=engine.input_dir,
         comfy_output_dir=engine.output_dir,
-        comfy_models_dirs=engine.models_dirs,
+        comfy_models_dirs=engine.folders.models_dirs,
         **values,
     )
+
+
+def executor_at(url: str) -> Executor:
+    """What runs a graph on the engine at `url`."""
+    return Executor(RemoteComfy(url, EngineFolders(), 5, 60))
 
 
 @pytest.fixture(scope="session")

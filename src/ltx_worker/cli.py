@@ -2,8 +2,9 @@
 
 ltx demo       start an engine and the handler here, send one job, write the clip
 ltx generate   send one job to a running worker
+ltx doctor     check what a worker on this machine needs
 ltx workflows  check the workflow files, or write their index
-    ltx schema     print the JSON Schema of the request or the result
+ltx schema     print the JSON Schema of the request or the result
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rich.table import Table
 from ltx_worker import engines
 from ltx_worker.catalog import load_catalog
 from ltx_worker.contact_sheet import write_contact_sheet
+from ltx_worker.doctor import examine, print_findings
 from ltx_worker.errors import JobError
 from ltx_worker.job_client import (
     JobFailed,
@@ -36,6 +38,7 @@ from ltx_worker.job_client import (
     progress_sink,
     save_video,
 )
+from ltx_worker.logs import configure_logging
 from ltx_worker.progress import JobProgress
 from ltx_worker.request_fields import RequestFields
 from ltx_worker.result import GenerateResult
@@ -58,6 +61,8 @@ _console = Console(stderr=True)
 def main(argv: list[str] | None = None) -> None:
     """Run one command; exits with status 1 and one line when it fails."""
     arguments = _parser().parse_args(argv)
+    # A worker that runs inside a command is quiet but for what is wrong.
+    configure_logging("WARNING", "auto")
     try:
         arguments.command(arguments)
     except JobFailed as failure:
@@ -97,6 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(command=_demo)
 
     _add_generate(commands.add_parser("generate", help="send one job to a running worker"))
+
+    doctor = commands.add_parser("doctor", help="check what a worker on this machine needs")
+    doctor.add_argument("--r2", action="store_true", help="also upload, read back and delete")
+    doctor.set_defaults(command=_doctor)
 
     workflows = commands.add_parser("workflows", help="check the workflows, or write their index")
     workflows.add_argument("--write", action="store_true", help="write workflows/index.md again")
@@ -201,6 +210,11 @@ def _generate(arguments: argparse.Namespace) -> None:
     with _progress_bar() as on_progress:
         output = worker.run(_job_input(arguments), on_progress)
     _finish(output, arguments.out)
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    if not print_findings(examine(load_settings(), with_upload=arguments.r2), Console()):
+        sys.exit(1)
 
 
 def _workflows(arguments: argparse.Namespace) -> None:

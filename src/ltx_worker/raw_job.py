@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import PurePosixPath
 
-from ltx_worker.comfy.client import ComfyClient
-from ltx_worker.comfy.execution import execute
+from ltx_worker.comfy.execution import Executor
 from ltx_worker.errors import InvalidRequest
+from ltx_worker.job import Job
 from ltx_worker.job_files import JobFiles
 from ltx_worker.media.fetch import read_media
 from ltx_worker.progress import JobProgress, OnProgress, ProgressTracker
 from ltx_worker.raw_request import RawImage, parse_raw_request
-from ltx_worker.raw_result import RawResult, collect_raw
+from ltx_worker.raw_result import DeliverRaw, RawResult, collect_raw
 from ltx_worker.stop import StopSignal
 from ltx_worker.workflow.bindings import Graph
 from ltx_worker.workflow.node_inputs import NodeInfo, link_of
@@ -28,48 +27,40 @@ from ltx_worker.workflow.screening import screen
 from ltx_worker.workflow.template import Stage, title_of
 
 
-@dataclass(frozen=True)
-class RawLimits:
-    """How large one input file and the whole answer may be."""
-
-    max_input_bytes: int
-    max_response_bytes: int
-
-
 def run_raw(
-    client: ComfyClient,
+    executor: Executor,
     files: JobFiles,
-    job_input: object,
+    job: Job,
     node_info: NodeInfo,
-    prompt_id: str,
-    stop: StopSignal,
-    on_progress: OnProgress | None,
-    limits: RawLimits,
+    max_input_bytes: int,
+    deliver: DeliverRaw,
 ) -> RawResult:
-    """Run the graph of `job_input`; raises only `JobError`.
+    """Run the graph of the job's input; raises only `JobError`.
 
-    `node_info` is what this ComfyUI offers. The caller owns `files` and, as for any job, takes
-    `prompt_id` out of ComfyUI's history afterwards.
+    `node_info` is what this ComfyUI offers, `max_input_bytes` how large one input file may be;
+    `deliver` hands the files over. The caller owns `files` and, as for any job, takes its prompt
+    out of ComfyUI's history afterwards.
     """
-    started = time.monotonic()
-    request = parse_raw_request(job_input)
+    request = parse_raw_request(job.input)
     names = {image.name: _file_name(i, image) for i, image in enumerate(request.images, 1)}
     graph = _screened(request.graph, node_info, names, files)
-    _place(request.images, names, files, stop, limits.max_input_bytes)
-    inputs_s = time.monotonic() - started
-    tracker = ProgressTracker(_stages(graph), on_progress and _without_guess(on_progress))
-    history = execute(client, graph, prompt_id, stop, tracker.on_event)
+    _place(request.images, names, files, job.stop, max_input_bytes)
+    inputs_s = job.age_s
+    on_progress = job.on_progress and _without_guess(job.on_progress)
+    tracker = ProgressTracker(_stages(graph), on_progress)
+    history = executor.execute(graph, job.prompt_id, job.stop, tracker.on_event, files.is_whole)
     made = time.monotonic()
-    found = collect_raw(history, files, limits.max_response_bytes)
-    return RawResult(
+    found = collect_raw(history, files)
+    draft = RawResult(
         images=found.images,
         outputs=found.outputs,
         texts=found.texts,
-        timings=tracker.timings(
-            history, inputs_s, time.monotonic() - made, time.monotonic() - started
-        ),
+        timings=tracker.timings(history, inputs_s, time.monotonic() - made, job.age_s),
         warnings=list(request.warnings),
     )
+    result = deliver(draft, found.files)
+    tracker.finish()
+    return result
 
 
 def _file_name(number: int, image: RawImage) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from ltx_worker.geometry import Size, size_for, snap_frames, snap_frames_down
 from ltx_worker.request_fields import (
     Control,
+    Fit,
     MediaSource,
     Mode,
     OutputOptions,
@@ -67,6 +68,7 @@ class GenerateRequest:
     negative_prompt: str | None = None
     image: MediaSource | None = None
     image_strength: float | None = None
+    fit: Fit = "cover"
     audio: MediaSource | None = None
     video: MediaSource | None = None
     keyframes: tuple[KeyframeUse, ...] = ()

@@ -7,7 +7,6 @@ this worker can make comes in as an `Offer`.
 
 from __future__ import annotations
 
-import secrets
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,6 @@ from ltx_worker.offer import Offer, WorkflowOffer
 from ltx_worker.request import GenerateRequest, KeyframeUse
 from ltx_worker.request_extent import Extent, Findings
 from ltx_worker.request_fields import (
-    MAX_SEED,
     Control,
     Keyframe,
     Mode,
@@ -26,6 +24,7 @@ from ltx_worker.request_fields import (
     RequestFields,
     read_fields,
 )
+from ltx_worker.request_output import output_problems
 
 # Longer clips than the models were made for are sampled in windows (20 s at 24 or 25 frames).
 LONGEST_WHOLE_CLIP = 505
@@ -34,13 +33,13 @@ MIN_DETAILER_FRAMES = 25
 
 # Fields that a workflow must have a place for; the others are the worker's own business.
 _PLACED_FIELDS = (
-    *("image", "last_image", "audio", "video", "keyframes", "image_strength"),
+    *("image", "last_image", "audio", "video", "keyframes", "image_strength", "fit"),
     *("control", "control_strength", "direction", "start_time", "end_time", "replace"),
     *("loras", "detailer", "spatial_upscale", "temporal_upscale", "enhance_prompt"),
     "generate_audio",
 )
 # Fields that are taken where a workflow binds something of another name, or by a mode as such.
-_PLACES = {"keyframes": {"image", "last_image"}}
+_PLACES = {"image": {"fit"}, "keyframes": {"image", "last_image", "fit"}}
 _OF_MODE: dict[str, set[str]] = {
     "v2v": {"control"},
     "extend": {"direction"},
@@ -53,12 +52,12 @@ _MODEL_SUFFIXES: dict[str, Quality] = {"-fast": "fast", "-pro": "pro"}
 _CAMERA_WORDS = Path(__file__).with_name("camera.toml")
 
 
-def parse_request(job_input: Any, offer: Offer) -> GenerateRequest:
+def parse_request(job_input: Any, offer: Offer, default_seed: int = 0) -> GenerateRequest:
     """Read a job's `input`; raises `InvalidRequest` with every problem in `details`."""
     fields, problems = read_fields(job_input)
     if fields is None:
         raise InvalidRequest.listing(problems)
-    request = _Reader(fields, offer, Findings(problems)).read()
+    request = _Reader(fields, offer, Findings(problems)).read(default_seed)
     if problems:
         raise InvalidRequest.listing(problems)
     return request
@@ -73,7 +72,7 @@ class _Reader:
         self._refuse, self._warn = findings.problem, findings.warn
         self.findings = findings
 
-    def read(self) -> GenerateRequest:
+    def read(self, default_seed: int) -> GenerateRequest:
         fields = self.fields
         family, quality = self._model()
         mode = _implied_mode(fields) if fields.mode is None else fields.mode
@@ -89,6 +88,9 @@ class _Reader:
         size, follow_image = extent.size(workflow.grid, has_picture)
         frames, follow_sound = extent.frames()
         prompt, camera_lora = self._camera(family, workflow)
+        self.findings.problems += output_problems(
+            fields.output, self.offer.video_format, has_bucket=self.offer.has_bucket
+        )
         return GenerateRequest(
             mode=mode,
             family=family,
@@ -100,7 +102,7 @@ class _Reader:
             grid=workflow.grid,
             num_frames=frames,
             fps=fields.fps,
-            seed=secrets.randbelow(MAX_SEED) if fields.seed is None else fields.seed,
+            seed=default_seed if fields.seed is None else fields.seed,
             variant=variant,
             **self._sources(mode, family),
             keyframes=self._keyframes(frames) if "keyframes" in workflow.takes else (),
@@ -120,6 +122,7 @@ class _Reader:
         return {
             "image": fields.image,
             "image_strength": fields.image_strength,
+            "fit": fields.fit,
             "audio": fields.audio,
             "video": fields.video,
             "control": self._control(mode, family),

@@ -6,88 +6,108 @@ Neither torch nor RunPod's SDK is imported here or below.
 
 from __future__ import annotations
 
-import logging
+import errno
+import tempfile
 import time
-import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ltx_worker import __version__
-from ltx_worker.catalog import Inventory, load_catalog
-from ltx_worker.comfy.client import ComfyClient, History
-from ltx_worker.comfy.execution import execute
-from ltx_worker.comfy.process import wait_until_ready
-from ltx_worker.delivery.inline import encode
-from ltx_worker.delivery.probe import ClipFacts, check, probe
-from ltx_worker.delivery.transcode import to_webm
+from ltx_worker.comfy.client import History
+from ltx_worker.comfy.connect import server_of
+from ltx_worker.comfy.execution import Executor
+from ltx_worker.comfy.launch import EngineFolders
+from ltx_worker.delivery.bucket import Bucket
+from ltx_worker.delivery.bucket_config import bucket_config, bucket_from_job
+from ltx_worker.delivery.clip import collect_clip
+from ltx_worker.delivery.job_delivery import JobDelivery
+from ltx_worker.delivery.kept import KeptResults
+from ltx_worker.delivery.probe import ClipFacts
 from ltx_worker.errors import (
-    ComfyFailed,
+    ComfyUnavailable,
     InternalError,
     JobError,
-    WorkflowMismatch,
+    OutOfMemory,
+    SystemOutOfMemory,
 )
-from ltx_worker.job_files import JobFiles
+from ltx_worker.job import Job
+from ltx_worker.job_files import JobFiles, sweep
+from ltx_worker.logs import bound_job, get_logger
 from ltx_worker.media.placing import Placer
-from ltx_worker.offer import Offer
-from ltx_worker.progress import OnProgress, ProgressTracker
-from ltx_worker.raw_job import RawLimits, run_raw
+from ltx_worker.memory_advice import Gpu, advise, gpu_of
+from ltx_worker.pace import Pace, kind_of, work_of
+from ltx_worker.progress import DELIVERY, OnProgress, ProgressTracker
+from ltx_worker.raw_job import run_raw
 from ltx_worker.raw_request import is_raw
 from ltx_worker.raw_result import RawResult
-from ltx_worker.recipes import load_recipe
+from ltx_worker.repertoire import Repertoire
 from ltx_worker.request import GenerateRequest
-from ltx_worker.request_reader import parse_request
+from ltx_worker.request_fields import OutputOptions
 from ltx_worker.result import GenerateResult, Metadata, OutputEntry
 from ltx_worker.settings import Settings
 from ltx_worker.stop import StopSignal
+from ltx_worker.turns import Turns
 from ltx_worker.workflow.bindings import Graph
-from ltx_worker.workflow.lora_check import require_fitting_loras
-from ltx_worker.workflow.nodes import explain, validate
-from ltx_worker.workflow.template import Template, load_templates
-from ltx_worker.workflow.values import Placed, base_graph, render, require_models
+from ltx_worker.workflow.template import Template
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
-# Job ids become prompt ids under this namespace.
-_PROMPT_NAMESPACE = uuid.UUID("5a1c3f0e-2f3b-5d7c-9f53-6c7478320001")
+_FORGET_TIMEOUT_S = 0.5
 
 
 class Worker:
     """Runs jobs on the ComfyUI of `settings`. `start` it before the first job."""
 
     def __init__(self, settings: Settings) -> None:
-        """Load the workflows; raises `WorkflowMismatch` when one and its bindings disagree."""
+        """Raises `WorkflowMismatch`, `ComfyUnavailable` without a ComfyUI, or `InvalidSettings`."""
         self._settings = settings
-        self._client = ComfyClient(settings.comfy_url)
-        self._templates = load_templates(settings.workflows_dir)
-        self._catalog = load_catalog()
-        self._inventory = Inventory(self._catalog, frozenset())
-        self._offer = self._make_offer()
-        self._engine = "unknown"
+        self.repertoire = Repertoire(settings)
+        self._server = server_of(settings)
+        self._executor = Executor(self._server)
+        config = bucket_config(settings)
+        self._bucket = config and Bucket(config)
+        self._kept = KeptResults(self._kept_dir, settings.keep_failed_s)
         self._node_info: Mapping[str, Any] = {}
+        self._engine = "unknown"
+        self._gpu: Gpu | None = None
+        self._turns = Turns()
+        self._pace = Pace()
+        # Why this worker serves no more, once that is so.
+        self._latched: JobError | None = None
 
     def start(self) -> None:
-        """Wait for ComfyUI, check every workflow against its nodes and see which models it has.
+        """Have ComfyUI up, check every workflow against its nodes and see which models it has.
 
         Raises `ComfyUnavailable` or `WorkflowMismatch`.
         """
-        wait_until_ready(self._client, self._settings.comfy_start_timeout_s)
-        self._engine = self._client.system_stats()["system"].get("engine", "comfyui")
-        self._node_info = self._client.node_info()
-        self._check_nodes()
-        self._inventory = Inventory.from_node_info(
-            self._catalog, self._node_info, self._settings.variant
-        )
-        self._offer = self._make_offer()
+        started = time.monotonic()
+        self._node_info = self._server.start()
+        stats = self.system_stats()
+        self._engine = stats["system"].get("engine", "comfyui")
+        self._gpu = gpu_of(stats)
+        self.repertoire.learn(self._node_info)
+        self._sweep()
         _log.info(
-            "worker.ready engine=%s models=%s workflows=%s",
-            self._engine,
-            ",".join(self._offer.installed) or "none",
-            ",".join(template.name for template in self._templates.values()),
+            "worker.ready",
+            engine=self._engine,
+            models=self.repertoire.installed,
+            workflows=self.repertoire.workflow_names,
+            seconds=round(time.monotonic() - started, 2),
         )
 
     def close(self) -> None:
-        """Close the connections to ComfyUI."""
-        self._client.close()
+        """End the worker's own ComfyUI, or close the connections to another's."""
+        self._server.stop()
+
+    @property
+    def folders(self) -> EngineFolders:
+        """ComfyUI's folders, where the worker shares them."""
+        return self._server.folders
+
+    def system_stats(self) -> Mapping[str, Any]:
+        """ComfyUI's versions, memory and devices."""
+        return self._server.client.system_stats()
 
     def new_stop_signal(self) -> StopSignal:
         """The deadline of a job that arrives now."""
@@ -100,172 +120,184 @@ class Worker:
         on_progress: OnProgress | None = None,
     ) -> GenerateResult | RawResult:
         """Run one job of RunPod's form `{"id", "input"}`; raises only `JobError`."""
-        started = time.monotonic()
-        job_id = str(job.get("id") or uuid.uuid4())
-        try:
-            steps = self._run_raw if is_raw(job.get("input")) else self._run
-            result = steps(job_id, job.get("input"), stop or self.new_stop_signal(), on_progress)
-        except JobError as error:
-            _log.info("job.failed id=%s code=%s seconds=%.2f", job_id, error.code, _since(started))
-            raise
-        except Exception as error:
-            _log.exception("job.crashed id=%s", job_id)
-            raise InternalError("The worker failed; its log has the details") from error
-        _log.info("job.done id=%s seconds=%.2f", job_id, result.timings.total_s)
+        one = Job.of(job, stop or self.new_stop_signal(), on_progress)
+        with bound_job(one.id):
+            _log.info("job.started")
+            try:
+                with self._turns.of(one.id, one.stop):
+                    self._require_health()
+                    result = self._run_raw(one) if is_raw(one.input) else self._run(one)
+            except Exception as raised:
+                error = self._judged(raised)
+                _log.warning("job.failed", code=error.code, stage=error.stage, seconds=one.age_s)
+                if error is raised:
+                    raise
+                raise error from raised
+            _log.info("job.done", seconds=one.age_s, stages=result.timings.stages)
         return result
 
-    def _run(
-        self, job_id: str, job_input: Any, stop: StopSignal, on_progress: OnProgress | None
-    ) -> GenerateResult:
+    def _run(self, job: Job) -> GenerateResult:
         """The five steps. The job's files and its history are gone after them, however they end."""
-        started = time.monotonic()
-        prompt_id = _prompt_id(job_id)
+        delivery = self._delivery(job)
         with self._files() as files:
-            request = self._parse(job_input)
-            request, placed = Placer(self._settings, files, stop).place(request)
-            template, graph = self._render(request, files, placed)
-            inputs_s = _since(started)
-            tracker = ProgressTracker(template.stages_in(graph), on_progress)
+            has_bucket = delivery.bucket is not None
+            request = self.repertoire.parse(job.input, job.default_seed, has_bucket=has_bucket)
+            if again := delivery.deliver_again(GenerateResult, request.output):
+                return again
+            request, placed = Placer(self._settings, files, job.stop).place(request)
+            template, graph = self.repertoire.render(
+                request, placed, files.filename_prefix, self.folders.models_dirs
+            )
+            inputs_s = job.age_s
+            tracker = self._tracker(job, request, template, graph)
             try:
-                history = execute(self._client, graph, prompt_id, stop, tracker.on_event)
+                history = self._execute(job, request, template, graph, tracker, files)
                 made = time.monotonic()
-                facts, video = self._deliver(history, template, request, files)
+                tracker.deliver()
+                facts, result_files = collect_clip(
+                    history, template.output_id, request, self._container(request), files
+                )
+                collect_s = time.monotonic() - made
+                draft = GenerateResult(
+                    video="",
+                    outputs=[OutputEntry.of(file) for file in result_files],
+                    metadata=self._metadata(request, facts, _enhanced_prompt(history, template)),
+                    timings=tracker.timings(history, inputs_s, collect_s, job.age_s),
+                    warnings=list(request.warnings),
+                )
+                result = delivery.deliver(draft, result_files, request.output)
             finally:
-                self._forget(prompt_id)
-        timings = tracker.timings(history, inputs_s, _since(made), _since(started))
-        return GenerateResult(
-            video=video,
-            outputs=[_entry(request, facts, self._format(request))],
-            metadata=self._metadata(request, facts, _enhanced_prompt(history, template)),
-            timings=timings,
-            warnings=list(request.warnings),
-        )
+                self._forget(job)
+        tracker.finish()
+        self._pace.learn(kind_of(template.name, request), work_of(request), tracker.learnt_seconds)
+        return result
 
-    def _run_raw(
-        self, job_id: str, job_input: Any, stop: StopSignal, on_progress: OnProgress | None
-    ) -> RawResult:
+    def _run_raw(self, job: Job) -> RawResult:
         """The same for a caller's own graph."""
-        prompt_id = _prompt_id(job_id)
-        limits = RawLimits(self._settings.max_media_bytes, self._settings.max_response_bytes)
+        delivery = self._delivery(job)
+        if again := delivery.deliver_again(RawResult, OutputOptions()):
+            return again
         with self._files() as files:
             try:
                 return run_raw(
-                    self._client,
+                    self._executor,
                     files,
-                    job_input,
+                    job,
                     self._node_info,
-                    prompt_id,
-                    stop,
-                    on_progress,
-                    limits,
+                    self._settings.max_media_bytes,
+                    lambda draft, found: delivery.deliver(draft, found, OutputOptions()),
                 )
             finally:
-                self._forget(prompt_id)
+                self._forget(job)
+
+    def _tracker(
+        self, job: Job, request: GenerateRequest, template: Template, graph: Graph
+    ) -> ProgressTracker:
+        expected = self._pace.expected(kind_of(template.name, request), work_of(request))
+        return ProgressTracker(
+            (*template.stages_in(graph), DELIVERY),
+            job.on_progress,
+            expected,
+            job.started,
+            on_stage=_log_stage,
+        )
+
+    def _execute(
+        self,
+        job: Job,
+        request: GenerateRequest,
+        template: Template,
+        graph: Graph,
+        tracker: ProgressTracker,
+        files: JobFiles,
+    ) -> History:
+        """Step 4; what memory did not suffice for comes with what to ask for instead."""
+        try:
+            return self._executor.execute(
+                graph, job.prompt_id, job.stop, tracker.on_event, files.is_whole
+            )
+        except OutOfMemory as error:
+            advice = advise(
+                request,
+                error.stage or "",
+                None if isinstance(error, SystemOutOfMemory) else self._gpu,
+                self.repertoire.variant_of(request),
+                self._pace.largest(kind_of(template.name, request)),
+            )
+            message = f"{error.message}: {advice.message}"
+            raise OutOfMemory(message, stage=error.stage, hint=advice.hint) from error
 
     def _files(self) -> JobFiles:
-        settings = self._settings
+        folders = self.folders
         return JobFiles(
-            self._client, settings.comfy_input_dir, settings.comfy_output_dir, settings.output_dir
+            self._server.client, folders.input_dir, folders.output_dir, self._settings.output_dir
         )
 
-    def _parse(self, job_input: Any) -> GenerateRequest:
-        """Step 1; a worker without any model says so instead of blaming the request."""
-        if not self._offer.installed:
-            template = next(iter(self._templates.values()))
-            require_models(self._base_graph(self._catalog.families[0], template), self._inventory)
-        return parse_request(job_input, self._offer)
+    def _delivery(self, job: Job) -> JobDelivery:
+        """Step 5, into the job's own bucket where it brings one."""
+        bucket = self._bucket
+        if job.s3_config:
+            bucket = Bucket(bucket_from_job(job.s3_config, self._settings.link_expiry_s))
+        settings = self._settings
+        return JobDelivery(
+            job_id=job.id,
+            job_input=job.input,
+            max_response_bytes=settings.max_response_bytes,
+            output_key=settings.output_key,
+            bucket=bucket,
+            kept=self._kept,
+            stop=job.stop,
+        )
 
-    def _render(
-        self, request: GenerateRequest, files: JobFiles, placed: Placed
-    ) -> tuple[Template, Graph]:
-        """Step 3: the workflow for the request, with every value in it."""
-        template = self._templates[request.mode, request.quality, request.variant]
-        recipe = load_recipe(request.family, request.quality)
-        graph = render(template, request, recipe, self._inventory, files.filename_prefix, placed)
-        require_fitting_loras(graph, request.family, self._settings.comfy_models_dirs)
-        return template, graph
+    @property
+    def _kept_dir(self) -> Path:
+        """Where clips are kept whose upload failed."""
+        return (self.folders.output_dir or Path(tempfile.gettempdir())) / "ltx2-kept"
 
-    def _deliver(
-        self, history: History, template: Template, request: GenerateRequest, files: JobFiles
-    ) -> tuple[ClipFacts, str]:
-        """Step 5: the clip, read for what it is and encoded for the answer."""
-        clip = next((f for f in history.files if f.node_id == template.output_id), None)
-        if clip is None:
-            raise ComfyFailed("ComfyUI reported success without a clip")
-        path = files.collect(clip)
-        if self._format(request) == "webm":
-            mp4, path = path, files.scratch_path("clip.webm")
-            to_webm(mp4, path)
-        facts = probe(path)
-        check(facts, request.made)
-        return facts, encode(path, self._settings.max_response_bytes)
-
-    def _format(self, request: GenerateRequest) -> str:
+    def _container(self, request: GenerateRequest) -> str:
         return request.output.format or self._settings.video_format
 
-    def _forget(self, prompt_id: str) -> None:
+    def _forget(self, job: Job) -> None:
         """Take the job's graph, with its prompt, out of ComfyUI's history."""
         try:
-            self._client.forget(prompt_id)
+            self._server.client.forget(job.prompt_id, _FORGET_TIMEOUT_S)
         except JobError:
-            _log.warning("comfy.history_kept prompt=%s", prompt_id)
+            _log.warning("comfy.history_kept")
 
-    def _check_nodes(self) -> None:
-        """Keep the workflows that this ComfyUI has the nodes for; refuse those that misuse them.
+    def _sweep(self) -> None:
+        """Remove what a worker that was killed has left."""
+        oldest_s = 2 * self._settings.job_timeout_s
+        shared = (self.folders.input_dir, self.folders.output_dir)
+        if count := sweep(shared, self._settings.output_dir, oldest_s):
+            _log.warning("worker.swept", folders=count)
+        self._kept.sweep()
 
-        A node pack that is not installed costs the modes and options that need it, no more.
-        """
-        with_models = self._catalog.offer(self._node_info, self._catalog.names())
-        for key, template in list(self._templates.items()):
-            available = template.available_with(self._node_info.keys())
-            if available is None:
-                _log.warning("workflow.unavailable name=%s reason=missing-nodes", template.name)
-                del self._templates[key]
-                continue
-            if available.unavailable:
-                options = ",".join(sorted(available.unavailable))
-                _log.warning("workflow.without name=%s options=%s", template.name, options)
-            self._templates[key] = available
-            graph = available.everything()
-            validation = validate(graph, with_models)
-            if problems := explain(validation.error, validation.node_errors, graph):
-                raise WorkflowMismatch(f"Workflow {template.name}: " + "; ".join(problems))
-        if not self._templates:
-            raise WorkflowMismatch("This ComfyUI has the nodes for none of the workflows")
-
-    def _make_offer(self) -> Offer:
-        catalog, templates = self._catalog, self._templates.values()
-        installed = tuple(
-            family
-            for family in catalog.families
-            if any(
-                not self._inventory.missing(self._base_graph(family, template))
-                for template in templates
+    def _require_health(self) -> None:
+        """Raise when an earlier job found that this worker cannot serve any more."""
+        if self._latched is not None:
+            raise ComfyUnavailable(
+                f"This worker waits to be replaced: {self._latched.message}", replace_worker=True
             )
-        )
-        return Offer(
-            workflows={key: template.offer for key, template in self._templates.items()},
-            families=catalog.families,
-            installed=installed,
-            max_frames=self._settings.max_frames,
-            roles={family: catalog.roles(family) for family in catalog.families},
-            loras=self._inventory.loras,
-        )
 
-    def _base_graph(self, family: str, template: Template) -> Graph:
-        recipe = load_recipe(family, template.quality)
-        return base_graph(template, family, recipe, self._inventory)
+    def _judged(self, raised: Exception) -> JobError:
+        """The error as the contract has it; what nobody foresaw is logged with its traceback."""
+        if isinstance(raised, JobError):
+            if raised.replace_worker:
+                self._latched = self._latched or raised
+            return raised
+        if isinstance(raised, OSError) and raised.errno == errno.ENOSPC:
+            return InternalError("The worker's disk is full", retryable=True)
+        _log.error("job.crashed", exc_info=raised)
+        return InternalError("The worker failed; its log has the details")
 
     def _metadata(
         self, request: GenerateRequest, facts: ClipFacts, enhanced_prompt: str | None
     ) -> Metadata:
-        checkpoint = load_recipe(request.family, request.quality).models["checkpoint"]
-        file = self._inventory.choose(request.family, checkpoint)
         return Metadata(
             seed=request.seed,
             mode=request.mode,
             model=request.family,
-            variant=file.variant or "unknown",
+            variant=self.repertoire.variant_of(request),
             quality=request.quality,
             width=facts.width,
             height=facts.height,
@@ -285,19 +317,5 @@ def _enhanced_prompt(history: History, template: Template) -> str | None:
     return texts[0] if texts else None
 
 
-def _entry(request: GenerateRequest, facts: ClipFacts, container: str) -> OutputEntry:
-    return OutputEntry(
-        filename=f"ltx2-{request.mode}-{request.seed}.{container}",
-        mime_type=f"video/{container}",
-        bytes=facts.bytes,
-        sha256=facts.sha256,
-    )
-
-
-def _prompt_id(job_id: str) -> str:
-    """A job delivered twice finds its own prompt."""
-    return str(uuid.uuid5(_PROMPT_NAMESPACE, job_id))
-
-
-def _since(moment: float) -> float:
-    return time.monotonic() - moment
+def _log_stage(name: str, elapsed_s: float) -> None:
+    _log.info("job.stage", stage=name, seconds=round(elapsed_s, 3))

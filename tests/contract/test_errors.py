@@ -44,7 +44,7 @@ def test_five_mistakes_come_back_in_one_error(run_job: RunJob) -> None:
 def test_a_bad_request_is_refused_without_an_engine(tmp_path: Path, engine_name: str) -> None:
     """The request is judged before the engine is touched: it may even be gone."""
     with start_engine(engine_name, tmp_path) as engine:
-        worker = Worker(settings_for(engine))
+        worker = Worker(settings_for(engine, comfy_start_timeout_s=1))
         worker.start()
     with pytest.raises(JobError) as bad:
         worker.run({"id": "bad", "input": {"promt": "x", "fps": math.nan}})

@@ -53,7 +53,7 @@ def slow_engine(
 def adapter(slow_engine: engines.Engine) -> Any:
     worker = Worker(settings_for(slow_engine))
     worker.start()
-    yield Adapter(worker)
+    yield Adapter(worker, 10_000_000)
     worker.close()
 
 

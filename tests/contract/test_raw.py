@@ -17,11 +17,17 @@ from tests.conftest import picture
 
 from ltx_worker import engines
 from ltx_worker.comfy.client import ComfyClient, History, OutputFile
+from ltx_worker.comfy.execution import Executor
+from ltx_worker.comfy.server import RemoteComfy
+from ltx_worker.delivery.job_delivery import JobDelivery
+from ltx_worker.delivery.kept import KeptResults
 from ltx_worker.errors import JobError
+from ltx_worker.job import Job
 from ltx_worker.job_files import JobFiles
 from ltx_worker.progress import JobProgress, OnProgress
-from ltx_worker.raw_job import RawLimits, run_raw
+from ltx_worker.raw_job import run_raw
 from ltx_worker.raw_result import RawResult, collect_raw, mime_type_of
+from ltx_worker.request_fields import OutputOptions
 from ltx_worker.stop import StopSignal
 
 RunRaw = Callable[..., RawResult]
@@ -59,17 +65,20 @@ def run(
         listed = [{"name": name, "image": data} for name, data in (images or {}).items()]
         folders = (engine.input_dir, engine.output_dir) if shared else (None, None)
         job_input = {"workflow": graph, "images": listed}
-        limits = RawLimits(max_bytes, max_bytes)
-        prompt_id = str(uuid.uuid4())
+        job = Job(str(uuid.uuid4()), job_input, StopSignal(60), on_progress)
+        executor = Executor(RemoteComfy(engine.url, engine.folders, 5, 30))
+        delivery = JobDelivery(
+            job.id, job_input, max_bytes, "{job_id}", None, KeptResults(Path(), 0), job.stop
+        )
         with JobFiles(client, *folders) as files:
             try:
                 return run_raw(
-                    *(client, files, job_input, node_info, prompt_id),
-                    *(StopSignal(60), on_progress, limits),
+                    *(executor, files, job, node_info, max_bytes),
+                    lambda draft, found: delivery.deliver(draft, found, OutputOptions()),
                 )
             finally:
-                client.forget(prompt_id)
-                assert client.queue_state(prompt_id) is None
+                client.forget(job.prompt_id)
+                assert client.queue_state(job.prompt_id) is None
 
     before = files_of(engine)
     yield run_job
@@ -130,6 +139,7 @@ def test_a_picture_goes_in_and_comes_out_in_the_form_of_the_generic_worker(run: 
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
         "data": None,
+        "url": None,
     }
     assert result.texts == {}
     assert result.timings.total_s > 0
@@ -250,8 +260,8 @@ def test_results_over_the_limit_are_refused_together(run: RunRaw) -> None:
     }
     sizes = [len(image.data) for image in run(graph, {"a.png": noise}).images]
     assert len(sizes) == 2
-    # One of them and what the rest of an answer takes.
-    limit = sizes[0] + 64_000
+    # One of them and the rest of the answer.
+    limit = sizes[0] + 5_000
     with pytest.raises(JobError) as failure:
         run(graph, {"a.png": noise}, max_bytes=limit)
     assert failure.value.code == "output_too_large"
@@ -266,16 +276,16 @@ def test_texts_and_previews_count_as_results(engine: engines.Engine, client: Com
         (folder / "a.flac").write_bytes(b"fLaC")
         saved = OutputFile("1", "audio", "a.flac", f"{files.subfolder}/set", "output")
         preview = OutputFile("2", "images", "gone.png", "", "temp")
-        found = collect_raw(_history(saved, preview, replace(saved, node_id="3")), files, 100_000)
+        found = collect_raw(_history(saved, preview, replace(saved, node_id="3")), files)
         assert [(one.filename, one.subfolder) for one in found.outputs] == [("a.flac", "set")]
-        assert found.outputs[0].data == base64.b64encode(b"fLaC").decode()
+        assert [file.path.read_bytes() for file in found.files] == [b"fLaC"]
         assert found.images == []
-        only_text = collect_raw(_history(texts={"5": ("a", "b")}), files, 100_000)
+        only_text = collect_raw(_history(texts={"5": ("a", "b")}), files)
         assert only_text.texts == {"5": ["a", "b"]}
         with pytest.raises(JobError, match="does not exist"):
-            collect_raw(_history(preview), files, 100_000)
+            collect_raw(_history(preview), files)
         with pytest.raises(JobError, match="without any file"):
-            collect_raw(_history(), files, 100_000)
+            collect_raw(_history(), files)
 
 
 def _history(*files: OutputFile, texts: dict[str, tuple[str, ...]] | None = None) -> History:

@@ -103,4 +103,5 @@ def test_schema_prints_the_contract() -> None:
     assert request["additionalProperties"] is False
     assert {"resolution", "seed", "image"} <= set(request["properties"])
     result = json.loads(ltx("schema", "result").stdout)
-    assert {"video", "outputs", "metadata", "timings", "warnings"} == set(result["required"])
+    assert {"outputs", "metadata", "timings", "warnings"} == set(result["required"])
+    assert {"video", "video_url"} <= set(result["properties"])

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from ltx_worker.errors import InvalidRequest
 from ltx_worker.geometry import Size
+from ltx_worker.job import Job
 from ltx_worker.offer import Offer, WorkflowOffer
 from ltx_worker.request import GenerateRequest
 from ltx_worker.request_reader import parse_request
+from ltx_worker.stop import StopSignal
 
 TAKES = frozenset({"prompt", "seed"})
 WITH_IMAGE = TAKES | {"image", "image_strength"}
@@ -61,9 +63,11 @@ def test_a_prompt_is_enough() -> None:
     assert request.warnings == ()
 
 
-def test_a_seed_not_given_is_drawn_anew() -> None:
-    """Two requests without a seed differ."""
-    assert parse().seed != parse().seed
+def test_a_seed_not_given_comes_from_the_job() -> None:
+    """Another delivery of the job has the same seed, another job another one."""
+    jobs = [Job(name, {}, StopSignal(1)) for name in ("one", "one", "two")]
+    seeds = [parse_request({"prompt": "x"}, OFFER, job.default_seed).seed for job in jobs]
+    assert seeds[0] == seeds[1] != seeds[2]
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ltx_worker.comfy.events import Cached, Ended, Executing, Progress, Started
 from ltx_worker.errors import ComfyUnavailable, WorkflowMismatch
-from ltx_worker.progress import JobProgress, ProgressTracker
 from ltx_worker.settings import InvalidSettings, Settings, load_settings
 from ltx_worker.stop import StopSignal
 from ltx_worker.worker import Worker
-from ltx_worker.workflow.template import Stage
 
 IMPORT = """
 import sys, time
@@ -85,62 +82,6 @@ def test_settings_out_of_range_are_refused(
     monkeypatch.setenv(f"LTX2_{name}", value)
     with pytest.raises(InvalidSettings, match=f"LTX2_{name}: Input should be"):
         load_settings()
-
-
-# ---- progress -----------------------------------------------------------------------------------
-
-STAGES = (
-    Stage("Loading models", 10, frozenset({"1", "2"})),
-    Stage("Diffusion", 60, frozenset({"3"})),
-    Stage("Encoding", 30, frozenset({"4"})),
-)
-
-
-def test_progress_counts_stages_and_steps() -> None:
-    """Each report names the stage and the step, and how much of the whole is done."""
-    reports: list[JobProgress] = []
-    tracker = ProgressTracker(STAGES, reports.append)
-    for event in (
-        Started("p"),
-        Cached("p", frozenset({"1"})),
-        Executing("p", "3"),
-        Progress("p", "3", 1, 8),
-        Progress("p", "3", 2, 8),
-    ):
-        tracker.on_event(event)
-    assert [(r["stage"], r["stages"], r["name"]) for r in reports] == [(2, 3, "Diffusion")] * 3
-    assert [(r["step"], r["steps"]) for r in reports] == [(0, 0), (1, 8), (2, 8)]
-    assert [r["percent"] for r in reports] == [10, 17, 25]
-
-
-def test_progress_never_goes_back() -> None:
-    """A loader that ComfyUI runs late does not reset the stage."""
-    reports: list[JobProgress] = []
-    tracker = ProgressTracker(STAGES, reports.append)
-    for event in (
-        Executing("p", "1"),
-        Executing("p", "3"),
-        Progress("p", "3", 6, 8),
-        Executing("p", "2"),
-        Progress("p", "3", 3, 8),
-        Executing("p", "4"),
-        Progress("p", "3", 8, 8),
-        Ended("p"),
-    ):
-        tracker.on_event(event)
-    percents = [report["percent"] for report in reports]
-    assert percents == sorted(percents)
-    assert percents[-1] == 70
-    assert [report["stage"] for report in reports] == [1, 2, 2, 2, 2, 3, 3]
-
-
-def test_stages_are_timed_by_their_nodes() -> None:
-    """Every stage of the workflow is in the timings, also one that did not run."""
-    tracker = ProgressTracker(STAGES, None)
-    for event in (Executing("p", "3"), Executing("p", "4"), Ended("p")):
-        tracker.on_event(event)
-    assert list(tracker.stage_seconds) == ["Loading models", "Diffusion", "Encoding"]
-    assert tracker.stage_seconds["Loading models"] == 0
 
 
 def test_a_stop_signal_waits_no_longer_than_it_may() -> None:

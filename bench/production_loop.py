@@ -1,0 +1,147 @@
+"""What `handler.py` costs in the loop that RunPod runs, against the least a handler can do.
+
+Both handlers serve a stand-in for RunPod with the SDK's production loop, on one engine, with the
+same small text-to-video job and a new seed each time. Measured from the moment when a job is
+handed out to the arrival of its result, less ComfyUI's own execution time.
+
+The SDK looks at the jobs that it took every 0.1 s. So that this wait does not drown the
+difference, the two jobs of a pair are handed out at the same moment of that rhythm, and the pairs
+are spread over it.
+
+    python bench/production_loop.py --engine sandbox|comfyui --jobs N --json FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from overhead import JOB, WARM_UP_JOBS, in_turn, start_engine
+
+from ltx_worker import engines
+from ltx_worker.settings import Settings
+from ltx_worker.workflow.template import Choices, load_template
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.fakes.runpod_platform import (
+    ROOT,
+    RunPodPlatform,
+    production_handler,
+)
+
+MINIMAL = ROOT / "tests" / "fakes" / "minimal_handler.py"
+# How often the SDK looks at the jobs that it took, and how many times it has looked in vain before
+# it gets the next one: by then its wait of a second before it asks is over.
+SDK_RHYTHM_S = 0.1
+IDLE_ROUNDS = 15
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--engine", choices=("sandbox", "comfyui"), default="sandbox")
+    parser.add_argument("--jobs", type=int, default=30, help="jobs of each kind")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    arguments = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory(prefix="ltx-bench-") as folder,
+        start_engine(arguments.engine, Path(folder)) as engine,
+    ):
+        graph = Path(folder) / "graph.json"
+        graph.write_text(json.dumps(small_graph()))
+        figures = measure(engine, arguments.engine, arguments.jobs, graph)
+    print(json.dumps({k: v for k, v in figures.items() if not isinstance(v, list)}, indent=2))
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def measure(engine: engines.Engine, name: str, jobs: int, graph: Path) -> dict[str, Any]:
+    """Overheads in milliseconds, our handler and the minimal one in turn."""
+    with ExitStack() as stack:
+        minimal_variables = engine.environment | {"MINIMAL_GRAPH": str(graph)}
+        ours = stack.enter_context(endpoint(engine.environment, ROOT / "handler.py"))
+        minimal = stack.enter_context(endpoint(minimal_variables, MINIMAL))
+        seeds = iter(range(1, 10_000))
+        for _ in range(WARM_UP_JOBS):
+            ours.overhead_ms(next(seeds), 0.5)
+            minimal.overhead_ms(next(seeds), 0.5)
+        pairs: list[tuple[float, float]] = []
+        for i in range(jobs):
+            # Not at its edges, where a little decides between no wait and a whole one.
+            phase = 0.1 + 0.8 * i / jobs
+            pair = in_turn(
+                i % 2 == 0,
+                lambda phase=phase: ours.overhead_ms(next(seeds), phase),
+                lambda phase=phase: minimal.overhead_ms(next(seeds), phase),
+            )
+            pairs.append(pair)
+    differences = [our_ms - their_ms for our_ms, their_ms in pairs]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "engine": name,
+        "jobs": jobs,
+        "handler_ms": round(statistics.median(our_ms for our_ms, _ in pairs), 2),
+        "minimal_handler_ms": round(statistics.median(their_ms for _, their_ms in pairs), 2),
+        "median_difference_ms": round(statistics.median(differences), 2),
+        "differences_ms": [round(difference, 2) for difference in differences],
+    }
+
+
+class Endpoint:
+    """A handler in production and the platform that it works for."""
+
+    def __init__(self, runpod: RunPodPlatform) -> None:
+        self._runpod = runpod
+        self._idle_since = time.monotonic()
+
+    def overhead_ms(self, seed: int, phase: float) -> float:
+        """Milliseconds of one job, less ComfyUI's, handed out at `phase` of the SDK's rhythm."""
+        idle_s = time.monotonic() - self._idle_since
+        rounds = max(IDLE_ROUNDS, math.ceil(idle_s / SDK_RHYTHM_S))
+        time.sleep((rounds + phase) * SDK_RHYTHM_S - idle_s)
+        record = self._runpod.wait(self._runpod.submit(JOB | {"seed": seed}))
+        assert record.output is not None, record.error
+        assert record.handed_out_at is not None
+        assert record.finished_at is not None
+        self._idle_since = record.finished_at
+        comfy_s: float = record.output["timings"]["comfy_s"]
+        return (record.finished_at - record.handed_out_at - comfy_s) * 1000
+
+
+@contextmanager
+def endpoint(environment: Mapping[str, str], handler: Path) -> Generator[Endpoint]:
+    """`handler` in production on a platform of its own."""
+    with RunPodPlatform() as runpod, production_handler(runpod, environment, handler):
+        yield Endpoint(runpod)
+
+
+def small_graph() -> dict[str, Any]:
+    """The graph of the job, ready to queue but for seed and file name."""
+    template = load_template(Settings().workflows_dir / "t2v_fast.toml")
+    values = {
+        "prompt": JOB["prompt"],
+        "first_pass_width": 128,
+        "first_pass_height": 64,
+        "num_frames": JOB["num_frames"],
+        "audio_frames": JOB["num_frames"],
+        "output_fps": 24.0,
+    }
+    return template.render(values, Choices(options=frozenset({"generate_audio"})))
+
+
+if __name__ == "__main__":
+    main()
