@@ -16,10 +16,11 @@ from ltx_worker.comfy.execution import Executor
 from ltx_worker.errors import InvalidRequest
 from ltx_worker.job import Job
 from ltx_worker.job_files import JobFiles
-from ltx_worker.media.fetch import read_media
+from ltx_worker.media.fetch import FetchRules, read_media
 from ltx_worker.progress import JobProgress, OnProgress, ProgressTracker
 from ltx_worker.raw_request import RawImage, parse_raw_request
 from ltx_worker.raw_result import DeliverRaw, RawResult, collect_raw
+from ltx_worker.settings import Settings
 from ltx_worker.stop import StopSignal
 from ltx_worker.workflow.bindings import Graph
 from ltx_worker.workflow.node_inputs import NodeInfo, link_of
@@ -32,19 +33,18 @@ def run_raw(
     files: JobFiles,
     job: Job,
     node_info: NodeInfo,
-    max_input_bytes: int,
+    settings: Settings,
     deliver: DeliverRaw,
 ) -> RawResult:
     """Run the graph of the job's input; raises only `JobError`.
 
-    `node_info` is what this ComfyUI offers, `max_input_bytes` how large one input file may be;
-    `deliver` hands the files over. The caller owns `files` and, as for any job, takes its prompt
-    out of ComfyUI's history afterwards.
+    `node_info` is what this ComfyUI offers, `deliver` hands the files over. The caller owns `files`
+    and, as for any job, takes its prompt out of ComfyUI's history afterwards.
     """
     request = parse_raw_request(job.input)
     names = {image.name: _file_name(i, image) for i, image in enumerate(request.images, 1)}
     graph = _screened(request.graph, node_info, names, files)
-    _place(request.images, names, files, job.stop, max_input_bytes)
+    _place(request.images, names, files, job.stop, settings)
     inputs_s = job.age_s
     on_progress = job.on_progress and _without_guess(job.on_progress)
     tracker = ProgressTracker(_stages(graph), on_progress)
@@ -85,13 +85,14 @@ def _place(
     names: Mapping[str, str],
     files: JobFiles,
     stop: StopSignal,
-    max_bytes: int,
+    settings: Settings,
 ) -> None:
     """Put the job's files where ComfyUI finds them, byte for byte: masks are in their alpha."""
     for index, image in enumerate(images):
         stop.check()
         path = files.input_path(names[image.name])
-        path.write_bytes(read_media(image.source, f"images.{index}.image", max_bytes, stop))
+        field, rules = f"images.{index}.image", FetchRules.of(settings)
+        path.write_bytes(read_media(image.source, field, settings.max_media_bytes, stop, rules))
         files.publish(path)
 
 

@@ -74,6 +74,15 @@ class Settings(BaseSettings):
         default=None,
         description="Use only the model files of this precision; unset takes what is there.",
     )
+    allow_low_vram: bool = Field(
+        default=False,
+        description="Whether a GPU with too little memory may serve: slow, and short clips only.",
+    )
+    vram_management: bool = Field(
+        default=True,
+        validation_alias=AliasChoices("vram_management", "ENABLE_LTX2_VRAM_MANAGEMENT"),
+        description="Whether ComfyUI's memory and cache flags are chosen from the GPU.",
+    )
     max_frames: int = Field(
         default=505,
         ge=9,
@@ -110,6 +119,9 @@ class Settings(BaseSettings):
     )
     allow_http_inputs: bool = Field(
         default=False, description="Whether inputs may be fetched by http as well as https."
+    )
+    fetch_timeout_s: Seconds = Field(
+        default=60.0, description="Seconds one input may take to be fetched."
     )
     r2_account_id: str | None = Field(
         default=None,

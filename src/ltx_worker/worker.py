@@ -184,7 +184,7 @@ class Worker:
                     files,
                     job,
                     self._node_info,
-                    self._settings.max_media_bytes,
+                    self._settings,
                     lambda draft, found: delivery.deliver(draft, found, OutputOptions()),
                 )
             finally:

@@ -28,6 +28,7 @@ from ltx_worker.progress import JobProgress, OnProgress
 from ltx_worker.raw_job import run_raw
 from ltx_worker.raw_result import RawResult, collect_raw, mime_type_of
 from ltx_worker.request_fields import OutputOptions
+from ltx_worker.settings import Settings
 from ltx_worker.stop import StopSignal
 
 RunRaw = Callable[..., RawResult]
@@ -73,7 +74,7 @@ def run(
         with JobFiles(client, *folders) as files:
             try:
                 return run_raw(
-                    *(executor, files, job, node_info, max_bytes),
+                    *(executor, files, job, node_info, Settings(max_media_bytes=max_bytes)),
                     lambda draft, found: delivery.deliver(draft, found, OutputOptions()),
                 )
             finally:

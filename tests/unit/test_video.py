@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,98 +10,30 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from av.video.reformatter import Colorspace
-from PIL import Image
-from tests.unit.test_audio import audio_file, is_opened, tone
+from tests.unit.media_files import (
+    BLUE,
+    CLIP_KINDS,
+    GREEN,
+    RED,
+    SIZE,
+    Pixels,
+    frames_of,
+    grey,
+    halves,
+    joined,
+    levels_of,
+    ramp,
+    samples_of,
+    tone,
+    video_file,
+)
 
-from ltx_worker.errors import Cancelled, InputRejected
 from ltx_worker.geometry import Size
+from ltx_worker.media.audio import write_clip_sound
 from ltx_worker.media.video import Clip, SourceFacts, read_clip_facts, write_clip
 from ltx_worker.stop import StopSignal
 
-Pixels = npt.NDArray[np.uint8]
-
-KINDS = {
-    "mp4": ("mp4", "libx264"),
-    "mov": ("mov", "libx264"),
-    "mkv": ("matroska", "libx264"),
-    "webm": ("webm", "libvpx-vp9"),
-    "avi": ("avi", "mpeg4"),
-}
-SIZE = Size(128, 64)
-RED, GREEN, BLUE = (200, 30, 30), (30, 160, 30), (30, 30, 200)
-
-
-def grey(level: int, size: Size = SIZE) -> Pixels:
-    return np.full((size.height, size.width, 3), level, np.uint8)
-
-
-def halves(left: tuple[int, ...], right: tuple[int, ...], size: Size = SIZE) -> Pixels:
-    picture = np.empty((size.height, size.width, 3), np.uint8)
-    picture[:, : size.width // 2], picture[:, size.width // 2 :] = left, right
-    return picture
-
-
-def video_file(
-    pictures: Iterable[Pixels],
-    rate: Fraction | int = 24,
-    kind: str = "mp4",
-    *,
-    times_ms: Iterable[int] | None = None,
-    pix_fmt: str = "yuv420p",
-    codec: str | None = None,
-    rotation: int = 0,
-    pixel_ratio: Fraction | None = None,
-    sound_s: float = 0,
-    matrix: Colorspace | None = None,
-) -> bytes:
-    """A clip of RGB pictures, at a rate or at times of their own."""
-    container_format, usual_codec = KINDS[kind]
-    buffer = io.BytesIO()
-    pictures = list(pictures)
-    with av.open(buffer, "w", format=container_format) as output:
-        stream = output.add_stream(codec or usual_codec, rate=rate)
-        stream.height, stream.width = pictures[0].shape[:2] if pictures else (64, 128)
-        stream.pix_fmt, stream.bit_rate = pix_fmt, 2_000_000
-        stream.options = {"crf": "12", "preset": "ultrafast", "cpu-used": "8"}
-        if times_ms is not None:
-            stream.codec_context.time_base = Fraction(1, 1000)
-        if pixel_ratio:
-            stream.codec_context.sample_aspect_ratio = pixel_ratio
-        if matrix:
-            stream.colorspace = matrix
-        if rotation:
-            stream.set_display_rotation(rotation)
-        track = output.add_stream("aac", rate=48_000, layout="stereo") if sound_s else None
-        times = list(times_ms) if times_ms is not None else None
-        for index, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            if matrix:
-                frame = frame.reformat(format=pix_fmt, dst_colorspace=matrix)
-            frame.pts = times[index] if times else index
-            frame.time_base = Fraction(1, 1000) if times else 1 / Fraction(rate)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
-        if track:
-            samples = tone(sound_s, 48_000)
-            block = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
-            block.sample_rate, block.pts, block.time_base = 48_000, 0, Fraction(1, 48_000)
-            output.mux(track.encode(block))
-            output.mux(track.encode(None))
-    return buffer.getvalue()
-
-
-def ramp(count: int, size: Size = SIZE) -> list[Pixels]:
-    """Pictures that get lighter, so that each is known by its level."""
-    return [grey(20 + 200 * index // max(1, count - 1), size) for index in range(count)]
-
-
-def frames_of(path: Path) -> list[Pixels]:
-    with av.open(path) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-
-
-def levels_of(path: Path) -> list[int]:
-    return [int(np.median(picture)) for picture in frames_of(path)]
+STOP = StopSignal(3600)
 
 
 def colours_near(pixel: npt.NDArray[np.uint8], colour: tuple[int, ...]) -> bool:
@@ -119,7 +49,9 @@ def written(
     max_frames: int = 1000,
     edges: bool = False,
 ) -> Clip:
-    return write_clip(data, "video", path, size=size, fps=fps, max_frames=max_frames, edges=edges)
+    return write_clip(
+        data, "video", path, size=size, fps=fps, max_frames=max_frames, stop=STOP, edges=edges
+    )
 
 
 @pytest.fixture
@@ -127,13 +59,13 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "video.mp4"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CLIP_KINDS)
 def test_every_container_is_read(kind: str, out: Path) -> None:
     """A second of 24 frames comes out of each container, frame by frame."""
     data = video_file(ramp(24), kind=kind)
-    assert read_clip_facts(data, "video") == SourceFacts(SIZE, 24, 1, has_sound=False)
+    assert read_clip_facts(data, "video", STOP) == SourceFacts(SIZE, 24, 1, has_sound=False)
     clip = written(data, out)
-    assert (clip.num_frames, clip.duration_s, clip.fps, clip.sound) == (24, 1, 24, None)
+    assert (clip.num_frames, clip.duration_s, clip.fps) == (24, 1, 24)
     assert levels_of(out) == pytest.approx([int(p[0, 0, 0]) for p in ramp(24)], abs=3)
 
 
@@ -155,7 +87,7 @@ def test_what_is_written_is_what_comfyui_reads(out: Path) -> None:
 def test_film_at_23_976_becomes_24_without_a_hitch(kind: str, out: Path) -> None:
     """No frame is repeated or left out, though times in a file are rounded."""
     data = video_file(ramp(48), Fraction(24_000, 1001), kind)
-    assert read_clip_facts(data, "video").fps == 23.976
+    assert read_clip_facts(data, "video", STOP).fps == 23.976
     assert written(data, out).num_frames == 48
     assert len(set(levels_of(out))) == 48
 
@@ -188,11 +120,9 @@ def test_a_variable_rate_becomes_constant(out: Path) -> None:
 
 
 def test_no_more_frames_are_written_than_asked_for(out: Path) -> None:
-    """A long clip is cut at its end, and its sound with it."""
-    clip = written(video_file(ramp(48), sound_s=2), out, max_frames=9)
-    assert (clip.num_frames, len(frames_of(out))) == (9, 9)
-    assert clip.sound is not None
-    assert clip.sound.duration_s == pytest.approx(9 / 24, abs=0.001)
+    """A long clip is cut at its end."""
+    clip = written(video_file(ramp(48)), out, max_frames=9)
+    assert (clip.num_frames, clip.duration_s, len(frames_of(out))) == (9, 9 / 24, 9)
 
 
 def test_a_single_frame_is_a_clip(out: Path) -> None:
@@ -201,15 +131,14 @@ def test_a_single_frame_is_a_clip(out: Path) -> None:
 
 
 def test_sound_comes_with_the_clip(out: Path) -> None:
-    """The tone of the source is handed over, no longer than the picture."""
+    """The tone of the source is written from where its picture begins, and as long."""
     data = video_file(ramp(24), sound_s=1.5)
-    assert read_clip_facts(data, "video").has_sound
-    clip = written(data, out)
-    assert clip.sound is not None
-    assert clip.sound.duration_s == pytest.approx(1, abs=0.001)
-    assert (
-        np.corrcoef(clip.sound.samples[0, 4800:-4800], tone(1, 48_000)[0, 4800:-4800])[0, 1] > 0.99
-    )
+    assert read_clip_facts(data, "video", STOP).has_sound
+    clip, path = written(data, out), out.with_name("audio.wav")
+    assert write_clip_sound(data, "video", path, clip.start_s, clip.duration_s, STOP)
+    sound = samples_of(path)
+    assert sound.shape == (2, 48_000)
+    assert np.corrcoef(sound[0, 4800:-4800], tone(1, 48_000)[0, 4800:-4800])[0, 1] > 0.99
 
 
 @pytest.mark.parametrize(
@@ -226,7 +155,7 @@ def test_a_rotated_clip_stands_upright(
     data = video_file([halves(RED, GREEN)] * 3, rotation=rotation)
     turned = rotation % 180 != 0
     size = Size(64, 128) if turned else SIZE
-    assert read_clip_facts(data, "video").size == size
+    assert read_clip_facts(data, "video", STOP).size == size
     written(data, out, size=size)
     picture = frames_of(out)[0]
     first, last = (
@@ -258,7 +187,7 @@ def test_pixels_that_are_not_square_are_widened(out: Path) -> None:
     source = halves(RED, GREEN, Size(64, 64))
     source[:, :16] = source[:, -16:] = BLUE
     data = video_file([source] * 3, pixel_ratio=Fraction(2))
-    assert read_clip_facts(data, "video").size == SIZE
+    assert read_clip_facts(data, "video", STOP).size == SIZE
     written(data, out, size=Size(64, 64))
     picture = frames_of(out)[0]
     assert colours_near(picture[32, 8], RED)
@@ -269,7 +198,7 @@ def test_pixels_that_are_not_square_are_widened(out: Path) -> None:
 def test_odd_and_tiny_sizes_are_scaled(size: Size, out: Path) -> None:
     """Whatever its size and shape, a clip covers the one asked for."""
     data = video_file([grey(120, size)] * 2, pix_fmt="yuv444p")
-    assert read_clip_facts(data, "video").size == size
+    assert read_clip_facts(data, "video", STOP).size == size
     written(data, out)
     assert [p.shape for p in frames_of(out)] == [(64, 128, 3)] * 2
     assert levels_of(out) == pytest.approx([120, 120], abs=3)
@@ -335,146 +264,3 @@ def test_a_clip_that_changes_its_size_midway_is_read(out: Path) -> None:
     second = video_file([grey(180, Size(64, 128))] * 4, kind="webm", codec="libvpx")
     written(joined(first, second), out)
     assert levels_of(out) == pytest.approx([60] * 4 + [180] * 4, abs=4)
-
-
-def joined(*files: bytes) -> bytes:
-    """The packets of several files behind one another, in the first one's container."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="webm") as output, av.open(io.BytesIO(files[0])) as head:
-        stream = output.add_stream_from_template(head.streams.video[0])
-        index = 0
-        for data in files:
-            with av.open(io.BytesIO(data)) as source:
-                for packet in source.demux(video=0):
-                    if packet.size:
-                        packet.stream = stream
-                        packet.time_base = Fraction(1, 24)
-                        packet.pts = packet.dts = index
-                        packet.duration = 1
-                        index += 1
-                        output.mux(packet)
-    return buffer.getvalue()
-
-
-def test_half_a_file_gives_the_half_that_is_there(out: Path) -> None:
-    """An upload that broke off is used as far as it can be decoded."""
-    noise = np.random.default_rng(0)
-    pictures = [noise.integers(0, 255, (64, 128, 3), np.uint8) for _ in range(24)]
-    data = video_file(pictures, kind="mkv")
-    assert 6 <= written(data[: len(data) // 2], out).num_frames <= 18
-
-
-def test_a_file_without_its_index_is_refused(out: Path) -> None:
-    """Half an mp4 has no index, and nothing can be decoded."""
-    data = video_file(ramp(24))
-    with pytest.raises(InputRejected, match="video cannot be read"):
-        written(data[: len(data) // 2], out)
-
-
-def png() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def gif() -> bytes:
-    buffer = io.BytesIO()
-    frames = [Image.new("L", (64, 64), level) for level in (0, 255)]
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("data", [b"", b"not a clip" * 100, png(), gif(), bytes(5000)])
-def test_what_is_no_video_is_refused(data: bytes) -> None:
-    """Pictures, animations and text are not read as video, whatever FFmpeg could make of them."""
-    with pytest.raises(InputRejected, match="video cannot be read"):
-        read_clip_facts(data, "video")
-
-
-def song_with_cover() -> bytes:
-    """An mp3 whose ID3 tag holds a picture, which FFmpeg shows as a video stream."""
-    picture = b"\0image/png\0\3\0" + png()
-    frame = b"APIC" + len(picture).to_bytes(4, "big") + b"\0\0" + picture
-    size = bytes(len(frame) >> shift & 0x7F for shift in (21, 14, 7, 0))
-    return b"ID3\3\0\0" + size + frame + audio_file("mp3")
-
-
-@pytest.mark.parametrize("data", [audio_file("wav"), audio_file("m4a"), song_with_cover()])
-def test_a_sound_is_no_video(data: bytes) -> None:
-    """A file with sound alone is refused by name, its cover picture notwithstanding."""
-    with pytest.raises(InputRejected, match="video has no video"):
-        read_clip_facts(data, "video")
-
-
-@pytest.mark.parametrize("kind", ["mp4", "mkv", "webm"])
-def test_a_video_without_frames_is_refused(kind: str) -> None:
-    """A stream that is announced and never comes is no clip."""
-    with pytest.raises(InputRejected):
-        read_clip_facts(video_file([], kind=kind), "video")
-
-
-def test_a_video_whose_frames_cannot_be_decoded_is_refused() -> None:
-    """Noise where the frames should be is no clip."""
-    data = bytearray(video_file([halves(RED, GREEN)] * 24, kind="avi"))
-    start = data.find(b"movi") + 12
-    end = data.find(b"idx1")
-    data[start:end] = b"\xff" * (end - start)
-    with pytest.raises(InputRejected):
-        read_clip_facts(bytes(data), "video")
-
-
-def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
-    """The size is read from the header, and said in the message."""
-    data = video_file([grey(0, Size(4096, 2560))], codec="mpeg4")
-    with pytest.raises(InputRejected, match=r"video is 4096x2560; at most 10\.0 megapixels"):
-        read_clip_facts(data, "video")
-
-
-def test_a_clip_of_more_than_ten_minutes_is_refused() -> None:
-    """The length is measured from the packets, and said in the message."""
-    data = video_file(ramp(2), kind="mkv", times_ms=[0, 601_000])
-    with pytest.raises(InputRejected, match=r"video lasts .* s; at most 600 s are possible"):
-        read_clip_facts(data, "video")
-
-
-def test_a_job_that_is_cancelled_stops_reading(out: Path) -> None:
-    """The stop signal is asked at every frame."""
-    stop = StopSignal(60)
-    stop.cancel()
-    with pytest.raises(Cancelled):
-        write_clip(video_file(ramp(24)), "video", out, size=SIZE, fps=24, max_frames=9, stop=stop)
-
-
-@pytest.mark.parametrize(
-    ("playlist", "demuxer", "options"),
-    [
-        ("ffconcat version 1.0\nfile {path}\n", "concat", {"safe": "0"}),
-        (
-            "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{path}\n#EXT-X-ENDLIST\n",
-            "hls",
-            {"allowed_extensions": "ALL", "extension_picky": "0"},
-        ),
-    ],
-)
-def test_a_playlist_is_refused_and_its_file_not_opened(
-    playlist: str, demuxer: str, options: dict[str, str], out: Path, tmp_path: Path
-) -> None:
-    """The same bytes do open the local file where FFmpeg is not kept to the list."""
-    path = tmp_path / "private.mp4"
-    path.write_bytes(video_file(ramp(3)))
-    data = playlist.format(path=path).encode()
-
-    def unguarded() -> None:
-        with av.open(io.BytesIO(data), "r", format=demuxer, container_options=options):
-            pass
-
-    def guarded(read: Callable[[], object]) -> Callable[[], None]:
-        def act() -> None:
-            with pytest.raises(InputRejected, match="video cannot be read"):
-                read()
-
-        return act
-
-    assert is_opened(path, unguarded)
-    assert not is_opened(path, guarded(lambda: read_clip_facts(data, "video")))
-    assert not is_opened(path, guarded(lambda: written(data, out)))

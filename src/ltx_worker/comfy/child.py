@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -42,6 +44,7 @@ class ChildProcess:
             errors="replace",
             start_new_session=True,
         )
+        _lift_memory_limit(self._process.pid)
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._on_line = on_line
         self._on_exit = on_exit
@@ -117,3 +120,14 @@ class ChildProcess:
         self._process.wait()
         if self._on_exit is not None:
             self._on_exit(self)
+
+
+def _lift_memory_limit(pid: int) -> None:
+    """Undo the limit that the worker sets itself while it reads a caller's file (`media`).
+
+    A child that is started in these milliseconds would inherit it for good.
+    """
+    if hasattr(resource, "prlimit"):
+        with suppress(ProcessLookupError):
+            _, hard = resource.prlimit(pid, resource.RLIMIT_DATA)
+            resource.prlimit(pid, resource.RLIMIT_DATA, (hard, hard))

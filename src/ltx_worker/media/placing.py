@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ltx_worker.geometry import Size
 from ltx_worker.job_files import JobFiles
-from ltx_worker.media.fetch import read_media
-from ltx_worker.media.normalise import write_image
+from ltx_worker.media.fetch import FetchRules, read_media
+from ltx_worker.media.normalise import contained, read_picture, write_picture
 from ltx_worker.request import GenerateRequest
 from ltx_worker.request_fields import MediaSource
 from ltx_worker.settings import Settings
@@ -42,20 +43,32 @@ class Placer:
         if request.video is not None:
             from ltx_worker.media.placing_video import VideoPlacer  # noqa: PLC0415 - see above
 
-            return VideoPlacer(self.settings, self.files, self.stop).place(request, request.video)
+            placer = VideoPlacer(self.settings, self.files, self.stop, self._fetch_rules)
+            return placer.place(request, request.video)
         repeats: dict[str, list[dict[str, object]]] = {}
         if request.keyframes:
             request, repeats["keyframes"] = self._keyframes(request)
         return request, Placed(values, repeats)
 
+    @property
+    def _fetch_rules(self) -> FetchRules:
+        return FetchRules.of(self.settings)
+
+    def _read(self, source: MediaSource, field: str, max_bytes: int) -> bytes:
+        return read_media(source, field, max_bytes, self.stop, self._fetch_rules)
+
     def _image(
         self, request: GenerateRequest, source: MediaSource, field: str, file_name: str
     ) -> tuple[GenerateRequest, str]:
         """Write a picture; a clip without a size takes its ratio."""
-        data = read_media(source, field, self.settings.max_image_bytes, self.stop)
+        data = self._read(source, field, self.settings.max_image_bytes)
+        picture = read_picture(data, field)
+        request = request.fitted_to(Size(*picture.size))
+        if request.fit == "contain":
+            picture = contained(picture, request.made.size)
         path = self.files.input_path(file_name)
-        size = write_image(data, field, path)
-        return request.fitted_to(size), self.files.publish(path)
+        write_picture(picture, path)
+        return request, self.files.publish(path)
 
     def _keyframes(
         self, request: GenerateRequest
@@ -74,12 +87,12 @@ class Placer:
         """Write the sound exactly as long as the clip, which follows it where nobody said."""
         from ltx_worker.media.audio import read_sound, write_wav  # noqa: PLC0415 - see above
 
-        data = read_media(source, "audio", self.settings.max_media_bytes, self.stop)
-        sound = read_sound(data, "audio", self.settings.max_media_s)
+        data = self._read(source, "audio", self.settings.max_media_bytes)
+        sound = read_sound(data, "audio", self.settings.max_media_s, self.stop)
         request = request.timed_by(sound.duration_s, self.settings.max_frames)
         request = _warn_of_length(request, sound.duration_s)
         path = self.files.input_path("audio.wav")
-        write_wav(sound.fitted(request.duration_s), path)
+        write_wav(sound, path, request.duration_s)
         return request, self.files.publish(path)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from ltx_worker.errors import InputRejected, InvalidRequest, Problem
 from ltx_worker.geometry import MIN_FRAMES, snap_frames_down
 from ltx_worker.job_files import JobFiles
-from ltx_worker.media.audio import Sound, write_wav
-from ltx_worker.media.fetch import read_media
+from ltx_worker.media.audio import Sound, write_clip_sound, write_wav
+from ltx_worker.media.fetch import FetchRules, read_media
 from ltx_worker.media.video import Clip, read_clip_facts, write_clip
 from ltx_worker.request import ClipSpec, GenerateRequest
 from ltx_worker.request_fields import MAX_FPS, MediaSource
@@ -46,6 +46,7 @@ class VideoPlacer:
     settings: Settings
     files: JobFiles
     stop: StopSignal
+    fetch_rules: FetchRules
 
     def place(
         self, request: GenerateRequest, source: MediaSource
@@ -68,8 +69,10 @@ class VideoPlacer:
         self, request: GenerateRequest, source: MediaSource
     ) -> tuple[GenerateRequest, SourceClip]:
         """Normalise the source: the request's size, rate and no more frames than can be used."""
-        data = read_media(source, "video", self.settings.max_media_bytes, self.stop)
-        facts = read_clip_facts(data, "video")
+        data = read_media(
+            source, "video", self.settings.max_media_bytes, self.stop, self.fetch_rules
+        )
+        facts = read_clip_facts(data, "video", self.stop)
         request = request.fitted_to(facts.size)
         if request.follow_video:
             request = replace(request, fps=min(round(facts.fps, 3), float(MAX_FPS)))
@@ -85,13 +88,22 @@ class VideoPlacer:
         if request.mode == "v2v" and clip.num_frames >= MIN_FRAMES and clip.num_frames % 8 != 1:
             clip = self._normalise(request, data, path, snap_frames_down(clip.num_frames))
         names = {"video": self.files.publish(path)}
-        sound = clip.sound
-        if sound is None and request.mode == "extend":
-            # Silence to go on from: the clip's track is then as long as its picture.
-            sound = Sound(np.zeros((2, 0), np.float32), _SILENCE_RATE)
+        sound = self._sound(data, clip, request.mode == "extend")
         if sound is not None:
-            names["audio"] = self._write_sound(sound, clip.num_frames / clip.fps)
+            names["audio"] = self.files.publish(sound)
         return request, SourceClip(clip.num_frames, request.fps, sound is not None, names)
+
+    def _sound(self, data: bytes, clip: Clip, or_silence: bool) -> Path | None:
+        """The clip's sound as a file as long as its picture, if it has one."""
+        path = self.files.input_path("audio.wav")
+        duration_s = clip.duration_s
+        if write_clip_sound(data, "video", path, clip.start_s, duration_s, self.stop):
+            return path
+        if not or_silence:
+            return None
+        # Silence to go on from: the clip's track is then as long as its picture.
+        write_wav(Sound(np.zeros((2, 0), np.float32), _SILENCE_RATE), path, duration_s)
+        return path
 
     def _normalise(
         self, request: GenerateRequest, data: bytes, path: Path, max_frames: int
@@ -106,11 +118,6 @@ class VideoPlacer:
             edges=request.control == "canny",
             stop=self.stop,
         )
-
-    def _write_sound(self, sound: Sound, duration_s: float) -> str:
-        path = self.files.input_path("audio.wav")
-        write_wav(sound.fitted(duration_s), path)
-        return self.files.publish(path)
 
 
 def _redraw(request: GenerateRequest, clip: SourceClip) -> tuple[GenerateRequest, Placed]:

@@ -1,7 +1,7 @@
 """A caller's clip as a file of ours: one size, one frame rate, upright, free of metadata.
 
 Frames are decoded, fitted and encoded one after another, so that memory does not grow with the
-clip. FFmpeg reads only the bytes it is given, as for sound (invariant 6).
+clip.
 """
 
 # The stubs of PyAV leave type arguments open.
@@ -9,6 +9,7 @@ clip. FFmpeg reads only the bytes it is given, as for sound (invariant 6).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.filter import Graph
@@ -27,16 +27,27 @@ from av.video.stream import VideoStream
 
 from ltx_worker.errors import InputRejected
 from ltx_worker.geometry import MAX_PIXELS, Size
-from ltx_worker.media.audio import Sound, decoded, opened, read_clip_sound, sound_stream
+from ltx_worker.media.container import PICTURE_CODECS, decoded, opened, sound_stream, surveyed
+from ltx_worker.media.edges import edges_of
 from ltx_worker.stop import StopSignal
 
 _MAX_DURATION_S = 600.0
+# All that ten minutes hold at the highest rate; a frame that repeats its neighbour takes few bytes.
+_MAX_SOURCE_FRAMES = 36_000
 # A fifth more than the largest clip that the model makes: 4K as cameras write it, any way round.
 _MAX_SOURCE_PIXELS = int(MAX_PIXELS * 1.2)
 
-# Visually lossless and quick to write; the file is read once by ComfyUI and then deleted. x264's
-# output depends on its threads, so their number is fixed.
-_ENCODER = {"crf": "8", "preset": "veryfast", "threads": "4", "flags": "+cgop"}
+# Each thread holds frames of its own: 15 MB each at the largest size.
+_DECODER_THREADS = 4
+# Visually lossless and quick to write; the file is read once by ComfyUI and then deleted. Looking
+# ahead would double the memory. The output depends on x264's threads, so their number is fixed.
+_ENCODER = {
+    "crf": "8",
+    "flags": "+cgop",
+    "preset": "veryfast",
+    "tune": "zerolatency",
+    "threads": "4",
+}
 _CONTAINER = {"fflags": "+bitexact"}
 # Older PyAV takes every clip for BT.601 and newer ones believe its tag: this is right for both.
 _MATRIX = int(Colorspace.ITU601)
@@ -45,14 +56,6 @@ _HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 _TURNS = ("", "transpose=cclock", "hflip,vflip", "transpose=clock")
 # Pixels that are not square: 2 for anamorphic lenses, less for television. More is a mistake.
 _MAX_PIXEL_RATIO = 4
-
-# ComfyUI's Canny node (kornia) blurs 5x5 with sigma 1 and compares the L2 norm of the gradients of
-# 0 … 1 with 0.4 and 0.8, as Lightricks' templates do. These are the same on 8 bits: 98 % of the
-# edges agree (measured); OpenCV's usual 100 and 200, unblurred and L1, draw twice as many.
-_BLUR = (5, 5)
-_BLUR_SIGMA = 1.0
-_WEAK_EDGE = 0.4 * 255
-_STRONG_EDGE = 0.8 * 255
 
 
 @dataclass(frozen=True)
@@ -65,16 +68,16 @@ class SourceFacts:
     has_sound: bool
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Clip:
-    """A clip as it was written, and its sound, which starts with its picture and ends no later."""
+    """A clip as it was written; `start_s` is when its picture begins on its source's clock."""
 
     width: int
     height: int
     fps: float
     num_frames: int
     duration_s: float
-    sound: Sound | None
+    start_s: float
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,13 @@ class _Source:
     start_s: float
 
 
-def read_clip_facts(data: bytes, field: str) -> SourceFacts:
+def read_clip_facts(data: bytes, field: str, stop: StopSignal) -> SourceFacts:
     """Read what a clip is; raises `InputRejected` naming `field` for what cannot be used.
 
-    That is: no video, no frame, more than 10 minutes, more than 1.2 x 3840 x 2176 pixels.
+    That is: no video, no frame, more than 10 minutes or 36,000 frames, more than 1.2 x 3840 x 2176
+    pixels.
     """
-    return _examined(data, field).facts
+    return _examined(data, field, stop).facts
 
 
 def write_clip(
@@ -102,36 +106,35 @@ def write_clip(
     size: Size,
     fps: float,
     max_frames: int,
+    stop: StopSignal,
     edges: bool = False,
-    stop: StopSignal | None = None,
 ) -> Clip:
     """Write a clip as mp4: `size` (even sides), constant `fps`, at most `max_frames` frames.
 
     It is scaled to cover `size` and cut about the middle. With `edges` its edges are written,
     white on black. Raises `InputRejected` naming `field` for what `read_clip_facts` refuses.
     """
-    source = _examined(data, field)
+    source = _examined(data, field, stop)
     rate = Fraction(fps).limit_denominator(1001)
     fitter = _Fitter(size, source.pixel_ratio, field, grey=edges)
     with closing(_frames(data, field, stop)) as frames:
         pictures = _fitted(_constant_rate(frames, rate, max_frames), fitter)
         num_frames = _write(path, pictures, size, rate)
     duration_s = float(num_frames / rate)
-    sound = read_clip_sound(data, field, source.start_s, duration_s)
-    return Clip(size.width, size.height, float(rate), num_frames, duration_s, sound)
+    return Clip(size.width, size.height, float(rate), num_frames, duration_s, source.start_s)
 
 
-def _examined(data: bytes, field: str) -> _Source:
-    with opened(data, field) as container:
+def _examined(data: bytes, field: str, stop: StopSignal) -> _Source:
+    with surveyed(data, field) as container:
         stream = _picture(container, field)
         has_sound = sound_stream(container) is not None
         pixel_ratio = _pixel_ratio(stream)
-        fps, duration_s = _measured(container, stream)
+        fps, duration_s = _measured(container, stream, field, stop)
     if duration_s > _MAX_DURATION_S:
         raise InputRejected.of(
             field, f"lasts {duration_s:.0f} s; at most {_MAX_DURATION_S:g} s are possible"
         )
-    with closing(_frames(data, field)) as frames:
+    with closing(_frames(data, field, stop)) as frames:
         first = next(frames, None)
     if first is None or not fps:
         raise InputRejected.of(field, "has no frame that can be read")
@@ -145,10 +148,11 @@ def _examined(data: bytes, field: str) -> _Source:
 def _picture(container: InputContainer, field: str) -> VideoStream:
     """The stream with the moving picture, which a song's cover is not."""
     for stream in container.streams.video:
-        if stream.codec_context and not stream.disposition & Disposition.attached_pic:
+        is_cover = stream.disposition & Disposition.attached_pic
+        if stream.codec_context and not is_cover and stream.codec_context.name in PICTURE_CODECS:
             _check_pixels(stream.width, stream.height, field)
             return stream
-    raise InputRejected.of(field, "has no video")
+    raise InputRejected.of(field, "has no video that can be read")
 
 
 def _check_pixels(width: int, height: int, field: str) -> None:
@@ -167,40 +171,50 @@ def _quarter_turns(frame: VideoFrame) -> int:
     return round(frame.rotation / 90) % 4
 
 
-def _measured(container: InputContainer, stream: VideoStream) -> tuple[float, float]:
+def _measured(
+    container: InputContainer, stream: VideoStream, field: str, stop: StopSignal
+) -> tuple[float, float]:
     """Mean frames a second, and seconds, from the packets: headers may be absent or wrong."""
-    times: list[int] = []
-    end = 0
-    for packet in container.demux(stream):
+    count = 0
+    first, last, end = math.inf, -math.inf, 0
+    for packet in container.demux():
+        stop.check()
         time = packet.dts if packet.pts is None else packet.pts
-        if time is None or not packet.size or packet.is_discard:
+        if (
+            packet.stream_index != stream.index
+            or time is None
+            or not packet.size
+            or packet.is_discard
+        ):
             continue
-        times.append(time)
+        count += 1
+        if count > _MAX_SOURCE_FRAMES:
+            raise InputRejected.of(field, f"has more than {_MAX_SOURCE_FRAMES:,} frames")
+        first, last = min(first, time), max(last, time)
         end = max(end, time + (packet.duration or 0))
-    if not times or not stream.time_base:
+    if not count or not stream.time_base:
         return 0.0, 0.0
-    first, last = min(times), max(times)
-    step = (last - first) / max(1, len(times) - 1)
-    seconds = float((end - first if end > last else last + step - first) * stream.time_base)
-    fps = len(times) / seconds if seconds else 0.0
+    step = (last - first) / max(1, count - 1)
+    seconds = (end - first if end > last else last + step - first) * float(stream.time_base)
+    fps = count / seconds if seconds else 0.0
     # Times in a file are rounded; the rate in its header is exact where it is right.
     said = float(stream.average_rate or 0)
     if said and abs(said - fps) < 0.01 * fps:
-        return said, len(times) / said
+        return said, count / said
     return fps, seconds
 
 
-def _frames(data: bytes, field: str, stop: StopSignal | None = None) -> Generator[VideoFrame]:
-    """A clip's frames as they are stored."""
+def _frames(data: bytes, field: str, stop: StopSignal) -> Generator[VideoFrame]:
+    """A clip's frames as they are stored; those of which nobody knows the time are left out."""
     with opened(data, field) as container:
         stream = _picture(container, field)
         stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = _DECODER_THREADS
         frame: VideoFrame
-        for frame in decoded(container.demux(stream)):
-            if stop:
-                stop.check()
+        for frame in decoded(container.demux(stream), stop):
             _check_pixels(frame.width, frame.height, field)
-            yield frame
+            if frame.pts is not None:
+                yield frame
 
 
 def _constant_rate(
@@ -303,21 +317,8 @@ def _fitted(frames: Iterable[VideoFrame], fitter: _Fitter) -> Iterator[VideoFram
         if picture is None or frame is not before:
             before, picture = frame, fitter.fit(frame)
             if fitter.grey:
-                picture = _edges(picture)
+                picture = edges_of(picture)
         yield picture
-
-
-def _edges(grey: VideoFrame) -> VideoFrame:
-    """The Canny edges of an 8-bit grey frame: white on black, in 4:2:0."""
-    import cv2  # noqa: PLC0415 - takes 0.2 s, and few jobs draw edges
-
-    luma = np.asarray(grey.to_ndarray(), dtype=np.uint8)
-    blurred = cv2.GaussianBlur(luma, _BLUR, _BLUR_SIGMA)
-    edges = cv2.Canny(blurred, _WEAK_EDGE, _STRONG_EDGE, L2gradient=True)
-    height, width = luma.shape
-    planes = np.full((height * 3 // 2, width), 128, np.uint8)
-    planes[:height] = np.where(edges, 235, 16)
-    return av.VideoFrame.from_ndarray(planes, format="yuv420p")
 
 
 def _write(path: Path, pictures: Iterable[VideoFrame], size: Size, rate: Fraction) -> int:
