@@ -5,7 +5,6 @@ Each function changes the graph it is given. Links are `[node id, output slot]`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,14 +15,25 @@ from ltx_worker.workflow.node_inputs import link_of
 LORA_LOADER = "LoraLoaderModelOnly"
 
 
+def copied(graph: Graph) -> Graph:
+    """A copy whose nodes and inputs can be set; values are shared, since nothing changes them."""
+    return {node_id: _copied(node) for node_id, node in graph.items()}
+
+
+def _copied(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {**node, "inputs": dict(node["inputs"])}
+
+
 def pass_through(graph: Graph, node_id: str, through: Sequence[str]) -> None:
     """Remove a node; what took output i gets what the node's input `through[i]` held."""
     inputs = graph.pop(node_id)["inputs"]
     for other in graph.values():
         for name, value in list(other["inputs"].items()):
-            if not link_of(value) or value[0] != node_id:
+            # Most values are no links: only what may lead here is looked at closely.
+            link = link_of(value) if type(value) is list else None
+            if link is None or link[0] != node_id:
                 continue
-            slot = value[1]
+            slot = link[1]
             if slot < len(through) and through[slot]:
                 other["inputs"][name] = inputs[through[slot]]
             else:
@@ -59,11 +69,11 @@ def repeat(
         for node_id in group:
             pass_through(graph, node_id, chain.get(node_id, ()))
         return
-    originals = {node_id: copy.deepcopy(graph[node_id]) for node_id in group}
+    originals = {node_id: _copied(graph[node_id]) for node_id in group}
     _lead_outside_to_copy(graph, group, chain, count - 1)
     for index in range(1, count):
         for node_id, node in originals.items():
-            clone = copy.deepcopy(node)
+            clone = _copied(node)
             for name, value in clone["inputs"].items():
                 if link_of(value) and value[0] in originals:
                     clone["inputs"][name] = [clone_id(value[0], index), value[1]]

@@ -8,7 +8,6 @@ values and takes out what the job does not ask for.
 
 from __future__ import annotations
 
-import copy
 import json
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -150,7 +149,7 @@ class Template:
         unknown = sorted(set(values) - set(self.targets))
         if unknown:
             raise WorkflowMismatch(f"Workflow {self.name} has no binding {', '.join(unknown)}")
-        graph = copy.deepcopy(self.graph)
+        graph = splice.copied(self.graph)
         for name, value in values.items():
             _write(graph, self.targets[name], value)
         for name, group in self.repeats.items():
