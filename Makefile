@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check test-comfyui test-workflows bench format lock clean
+.PHONY: setup demo test check faults test-comfyui test-workflows bench format lock clean
 
 setup: $(READY)
 
@@ -30,6 +30,9 @@ check: setup ## style and types
 
 test-comfyui: setup ## the contract on a real ComfyUI with tiny weights (COMFYUI_DIR)
 	$(BIN)/pytest tests/contract tests/comfyui --ignore tests/comfyui/workflows --engine comfyui --timeout 300 -n 2
+
+faults: setup ## every fault through RunPod's job loop, as a table; on a real ComfyUI too where there is one
+	@$(BIN)/pytest tests/faults -q --timeout 600 -n 4 --dist worksteal; status=$$?; cat out/faults.md; exit $$status
 
 test-workflows: setup ## every option of every workflow on a real ComfyUI; some ten minutes
 	$(BIN)/pytest tests/comfyui/workflows --engine comfyui --timeout 300 -n 2

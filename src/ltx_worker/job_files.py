@@ -7,21 +7,17 @@ Without shared folders, files travel over HTTP; ComfyUI then keeps its copies.
 
 from __future__ import annotations
 
-import re
 import secrets
 import shutil
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from ltx_worker.comfy.client import ComfyClient, History, OutputFile
 from ltx_worker.errors import ComfyFailed
+from ltx_worker.leftovers import Leftover, left_behind, make_temporary
 from ltx_worker.logs import get_logger
 
 _log = get_logger(__name__)
-_TEMPORARY_PREFIX = "ltx2-job-"
-_JOB_FOLDER = re.compile(r"[0-9a-f]{16}$")
 
 
 class JobFiles:
@@ -33,25 +29,36 @@ class JobFiles:
         input_dir: Path | None,
         output_dir: Path | None,
         folder: str = "ltx2",
+        prompt_id: str = "",
     ) -> None:
         self._client = client
         self._input_dir = input_dir
         self._output_dir = output_dir
-        self._subfolder = f"{folder}/{secrets.token_hex(8)}"
-        self._temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX))
-        # The folder of an earlier delivery of this job, whose result is used.
-        self._adopted: set[Path] = set()
+        self._folder = folder
+        self._prompt_id = prompt_id
+        token = secrets.token_hex(8)
+        self._subfolder = f"{folder}/{token}"
+        self._temporary = make_temporary(token, prompt_id)
 
     def __enter__(self) -> JobFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove everything of the job, and of a delivery of it whose worker was killed."""
         self._remove(self._temporary)
-        for folder in self._adopted:
-            self._remove(folder)
-        for folder in (self._input_dir, self._output_dir):
-            if folder is not None:
-                self._remove(folder / self._subfolder)
+        self._remove_shared(self._subfolder)
+        if self._prompt_id:
+            earlier = [one for one in left_behind() if one.prompt_id == self._prompt_id]
+            for leftover in earlier:
+                self.remove_leftover(leftover)
+
+    def remove_leftover(self, leftover: Leftover) -> None:
+        """Remove what another job has left."""
+        self._remove(leftover.temporary)
+        self._remove_shared(f"{self._folder}/{leftover.token}")
 
     @property
     def subfolder(self) -> str:
@@ -86,8 +93,6 @@ class JobFiles:
         if self._output_dir is not None and file.type == "output":
             path = self._path_of(file, self._output_dir)
             if path.is_file():
-                if _JOB_FOLDER.match(path.parent.name) and file.subfolder != self._subfolder:
-                    self._adopted.add(path.parent)
                 return path
         else:
             path = Path(tempfile.mkdtemp(dir=self._temporary)) / "output"
@@ -112,6 +117,11 @@ class JobFiles:
             raise ComfyFailed("ComfyUI reported a file outside its output folder")
         return path
 
+    def _remove_shared(self, subfolder: str) -> None:
+        for folder in (self._input_dir, self._output_dir):
+            if folder is not None:
+                self._remove(folder / subfolder)
+
     @staticmethod
     def _remove(folder: Path) -> None:
         try:
@@ -120,19 +130,3 @@ class JobFiles:
             pass
         except OSError:
             _log.warning("job.files_left", folder=folder.name, exc_info=True)
-
-
-def sweep(folders: Sequence[Path | None], folder: str, older_than_s: float) -> int:
-    """Remove what jobs of a worker that was killed have left; returns the number of folders.
-
-    `older_than_s` spares the jobs of another worker that shares the folders.
-    """
-    places = [path / folder for path in folders if path is not None]
-    left = [job for place in places if place.is_dir() for job in place.iterdir()]
-    left = [path for path in left if _JOB_FOLDER.match(path.name)]
-    left += Path(tempfile.gettempdir()).glob(f"{_TEMPORARY_PREFIX}*")
-    oldest = time.time() - older_than_s
-    stale = [path for path in left if path.is_dir() and path.stat().st_mtime < oldest]
-    for path in stale:
-        shutil.rmtree(path, ignore_errors=True)
-    return len(stale)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from ltx_worker.errors import (
     SystemOutOfMemory,
 )
 from ltx_worker.job import Job
-from ltx_worker.job_files import JobFiles, sweep
+from ltx_worker.job_files import JobFiles
+from ltx_worker.leftovers import left_behind
 from ltx_worker.logs import bound_job, get_logger
 from ltx_worker.media.placing import Placer
 from ltx_worker.memory_advice import Gpu, advise, gpu_of
@@ -73,6 +75,8 @@ class Worker:
         self._gpu: Gpu | None = None
         self._turns = Turns()
         self._pace = Pace()
+        # Files of jobs that ended while ComfyUI did not stop.
+        self._late_files: list[JobFiles] = []
         # Why this worker serves no more, once that is so.
         self._latched: JobError | None = None
 
@@ -99,6 +103,8 @@ class Worker:
     def close(self) -> None:
         """End the worker's own ComfyUI, or close the connections to another's."""
         self._server.stop()
+        for files in self._late_files:
+            files.remove()
 
     @property
     def folders(self) -> EngineFolders:
@@ -139,7 +145,7 @@ class Worker:
     def _run(self, job: Job) -> GenerateResult:
         """The five steps. The job's files and its history are gone after them, however they end."""
         delivery = self._delivery(job)
-        with self._files() as files:
+        with self._files(job) as files:
             has_bucket = delivery.bucket is not None
             request = self.repertoire.parse(job.input, job.default_seed, has_bucket=has_bucket)
             if again := delivery.deliver_again(GenerateResult, request.output):
@@ -177,7 +183,7 @@ class Worker:
         delivery = self._delivery(job)
         if again := delivery.deliver_again(RawResult, OutputOptions()):
             return again
-        with self._files() as files:
+        with self._files(job) as files:
             try:
                 return run_raw(
                     self._executor,
@@ -227,11 +233,22 @@ class Worker:
             message = f"{error.message}: {advice.message}"
             raise OutOfMemory(message, stage=error.stage, hint=advice.hint) from error
 
-    def _files(self) -> JobFiles:
-        folders = self.folders
-        return JobFiles(
-            self._server.client, folders.input_dir, folders.output_dir, self._settings.output_dir
-        )
+    @contextmanager
+    def _files(self, job: Job) -> Generator[JobFiles]:
+        """The job's files, gone afterwards; what ComfyUI may still write is removed by the next."""
+        with self._job_files(job.prompt_id) as files:
+            try:
+                yield files
+            finally:
+                late, self._late_files = self._late_files, []
+                if self._executor.is_unsettled(job.prompt_id):
+                    self._late_files.append(files)
+        for earlier in late:
+            earlier.remove()
+
+    def _job_files(self, prompt_id: str = "") -> JobFiles:
+        folders = (self.folders.input_dir, self.folders.output_dir)
+        return JobFiles(self._server.client, *folders, self._settings.output_dir, prompt_id)
 
     def _delivery(self, job: Job) -> JobDelivery:
         """Step 5, into the job's own bucket where it brings one."""
@@ -265,11 +282,12 @@ class Worker:
             _log.warning("comfy.history_kept")
 
     def _sweep(self) -> None:
-        """Remove what a worker that was killed has left."""
-        oldest_s = 2 * self._settings.job_timeout_s
-        shared = (self.folders.input_dir, self.folders.output_dir)
-        if count := sweep(shared, self._settings.output_dir, oldest_s):
-            _log.warning("worker.swept", folders=count)
+        """Remove what a worker that was killed has left, but for what its engine still has."""
+        with self._job_files() as files:
+            for leftover in left_behind():
+                if not leftover.prompt_id or not self._executor.knows(leftover.prompt_id):
+                    files.remove_leftover(leftover)
+                    _log.warning("worker.swept", token=leftover.token)
         self._kept.sweep()
 
     def _require_health(self) -> None:

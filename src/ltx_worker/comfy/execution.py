@@ -79,9 +79,9 @@ class Executor:
                     return found
                 history = self._follow(socket, asking, prompt_id, stop, on_event, is_ours=found)
         except Unresponsive as error:
-            self._unsettled.clear()
             is_replaced = self._server.replace(str(error))
             ending = " and is being started again" if is_replaced else ""
+            self._unsettled = set() if is_replaced else {*self._unsettled, prompt_id}
             raise ComfyUnavailable(f"{error}{ending}") from error
         except BaseException:
             # Also when the graph was refused: of a graph with one bad output ComfyUI runs the rest.
@@ -90,6 +90,16 @@ class Executor:
         if not history.completed:
             raise self._failure(history, graph)
         return history
+
+    def is_unsettled(self, prompt_id: str) -> bool:
+        """Whether ComfyUI may still work on a prompt whose job is over."""
+        return prompt_id in self._unsettled
+
+    def knows(self, prompt_id: str) -> bool:
+        """Whether ComfyUI has the prompt, in its queue or in its history."""
+        client = self._server.client
+        in_queue = client.queue_state(prompt_id) is not None
+        return in_queue or client.history(prompt_id) is not None
 
     def _connect(self, socket: ComfySocket, stop: StopSignal) -> Asking:
         """Open the socket to a ComfyUI that may be on its way up."""
@@ -107,6 +117,7 @@ class Executor:
         client = self._server.client
         give_up = time.monotonic() + _SETTLE_S
         for prompt_id in list(self._unsettled):
+            asking.ask(lambda settled=prompt_id: client.interrupt(settled))
             while asking.ask(lambda settled=prompt_id: client.queue_state(settled)) is not None:
                 if time.monotonic() > give_up:
                     raise Unresponsive(f"ComfyUI did not stop an earlier job for {_SETTLE_S:g} s")
