@@ -7,6 +7,7 @@ Without shared folders, files travel over HTTP; ComfyUI then keeps its copies.
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import tempfile
@@ -18,6 +19,9 @@ from ltx_worker.leftovers import Leftover, left_behind, make_temporary
 from ltx_worker.logs import get_logger
 
 _log = get_logger(__name__)
+
+# The name of a job's folder inside ComfyUI's input and output folders.
+JOB_FOLDER = re.compile(r"[0-9a-f]{16}")
 
 
 class JobFiles:

@@ -70,7 +70,7 @@ class _Packets:
 def probe(path: Path) -> ClipFacts:
     """Read a clip; raises `ComfyFailed` when it is not a video, or not all of one."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             video = next(iter(container.streams.video), None)
             if video is None or not video.average_rate:
                 raise ComfyFailed("The workflow's result has no picture")
@@ -104,7 +104,7 @@ def without_private_tags(path: Path, target: Path) -> Path:
     """
     try:
         with (
-            av.open(str(path)) as clip,
+            av.open(str(path), metadata_errors="replace") as clip,
             av.open(str(target), "w", format=_container(clip)) as output,
         ):
             streams = [*clip.streams.video[:1], *clip.streams.audio[:1]]
