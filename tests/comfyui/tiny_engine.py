@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ltx_worker import engines
+from ltx_worker.comfy.launch import comfyui_python
 
 _HERE = Path(__file__).parent
 _CACHE = Path.home() / ".cache" / "ltx-worker"
 # Tiny tensors gain nothing from threads, and lose much to those of another process.
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+TINY_ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+TINY_MODELS = _CACHE / "tiny-models"
 _FOLDERS = ("checkpoints", "loras", "text_encoders", "latent_upscale_models")
 
 
@@ -24,28 +26,32 @@ def comfyui_dir() -> Path:
 
 
 @contextmanager
-def tiny_comfyui(folder: Path) -> Generator[engines.Engine]:
+def tiny_comfyui(folder: Path, port: int | None = None) -> Generator[engines.Engine]:
     """ComfyUI with both families' tiny weights, its other files under `folder`."""
+    options = tiny_options(folder)
+    with engines.comfyui(comfyui_dir(), folder, options, TINY_ENVIRONMENT, port) as engine:
+        yield replace(engine, folders=replace(engine.folders, models_dirs=(TINY_MODELS,)))
+
+
+def tiny_options(folder: Path) -> list[str]:
+    """The options of a ComfyUI with the tiny weights, which are made where they are missing."""
     comfyui = comfyui_dir()
-    python = engines.comfyui_python(comfyui)
-    models = _CACHE / "tiny-models"
+    python = comfyui_python(comfyui)
     maker = [str(python), str(_HERE / "tiny_weights.py")]
-    subprocess.run([*maker, "--comfyui", str(comfyui), "--models", str(models)], check=True)
+    subprocess.run([*maker, "--comfyui", str(comfyui), "--models", str(TINY_MODELS)], check=True)
     paths = folder / "extra_model_paths.yaml"
     rows = "".join(f"  {name}: {name}\n" for name in _FOLDERS)
     paths.write_text(
-        f"tiny:\n  base_path: {models}\n  is_default: true\n{rows}"
+        f"tiny:\n  base_path: {TINY_MODELS}\n  is_default: true\n{rows}"
         f"nodes:\n  custom_nodes: {_HERE / 'custom_nodes'}\n"
     )
     frontend = folder / "frontend"
-    frontend.mkdir()
-    options = [
+    frontend.mkdir(exist_ok=True)
+    return [
         *("--extra-model-paths-config", str(paths)),
         *("--front-end-root", str(frontend)),
         "--disable-api-nodes",
         "--use-pytorch-cross-attention",
         "--disable-all-custom-nodes",
-        *("--whitelist-custom-nodes", "ltx_tiny_gemma", "ComfyUI-LTXVideo"),
+        *("--whitelist-custom-nodes", "ltx_tiny_gemma", "ltx_faults", "ComfyUI-LTXVideo"),
     ]
-    with engines.comfyui(comfyui, folder, options, _ENVIRONMENT) as engine:
-        yield replace(engine, models_dirs=(models,))
