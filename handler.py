@@ -206,7 +206,7 @@ def main() -> None:
     except InvalidSettings as error:
         sys.exit(f"The worker cannot start: {error}")
     except JobError as error:
-        sys.exit(f"The worker cannot start ({error.code}): {error.message}")
+        sys.exit(_cannot_start(error))
     try:
         serve(worker, settings)
     except asyncio.CancelledError:
@@ -225,7 +225,7 @@ def serve(worker: Worker, settings: Settings) -> None:
         except JobError as error:
             # The SDK ends the process at once when a check fails: nothing runs after this.
             worker.close()
-            raise RuntimeError(f"The worker cannot start ({error.code}): {error.message}") from None
+            raise RuntimeError(_cannot_start(error)) from None
 
     if _JOBS_URL_VARIABLE in os.environ:
         runpod.serverless.register_fitness_check(ltx_worker)  # pyright: ignore[reportUnknownMemberType]
@@ -238,6 +238,11 @@ def serve(worker: Worker, settings: Settings) -> None:
     runpod.serverless.start(  # pyright: ignore[reportUnknownMemberType]
         {"handler": adapter.handle, "concurrency_modifier": Departure(adapter).concurrency}
     )
+
+
+def _cannot_start(error: JobError) -> str:
+    hint = f" {error.hint}" if error.hint else ""
+    return f"The worker cannot start ({error.code}): {error.message}.{hint}"
 
 
 def _configure_logs(settings: Settings) -> None:

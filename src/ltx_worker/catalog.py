@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -30,6 +30,7 @@ class ModelFile:
     folder: str
     bytes: int
     variant: Variant | None = None
+    gated: bool = False
 
     @property
     def name(self) -> str:
@@ -65,10 +66,14 @@ class LoaderInput:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All known model files, in order of preference, and the loader inputs that list them."""
+    """All known model files, in order of preference, and the loader inputs that list them.
+
+    `groups` are names for several roles, as downloads take them.
+    """
 
     files: tuple[ModelFile, ...]
     loaders: tuple[LoaderInput, ...]
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -119,30 +124,44 @@ class Inventory:
     catalog: Catalog
     offered: frozenset[tuple[str, str]]
     variant: Variant | None = None
+    preferred: Variant | None = None
 
     @classmethod
     def from_node_info(
-        cls, catalog: Catalog, node_info: Mapping[str, Any], variant: Variant | None = None
+        cls,
+        catalog: Catalog,
+        node_info: Mapping[str, Any],
+        variant: Variant | None = None,
+        preferred: Variant | None = None,
     ) -> Inventory:
-        """Read what the loader nodes of ComfyUI's `/object_info` offer."""
+        """Read what the loader nodes of ComfyUI's `/object_info` offer.
+
+        Only files of `variant` count where one is given; those of `preferred` go before others.
+        """
         offered = {
             (loader.folder, name)
             for loader in catalog.loaders
             for name in _options(node_info, loader)
         }
-        return cls(catalog, frozenset(offered), variant)
+        return cls(catalog, frozenset(offered), variant, preferred)
 
     def find(self, family: str, role: str) -> ModelFile | None:
         """The first offered file for `role`, or None."""
-        candidates = self.catalog.candidates(family, role, self.variant)
+        candidates = self._candidates(family, role)
         return next((f for f in candidates if (f.folder, f.name) in self.offered), None)
 
     def choose(self, family: str, role: str) -> ModelFile:
         """The offered file for `role`, else the one to install; KeyError when none is published."""
-        candidates = self.catalog.candidates(family, role, self.variant)
+        candidates = self._candidates(family, role)
         if not candidates:
             raise KeyError(f"no file is published for {role} of {family}")
         return self.find(family, role) or candidates[0]
+
+    def _candidates(self, family: str, role: str) -> list[ModelFile]:
+        files = self.catalog.candidates(family, role, self.variant)
+        if self.preferred is None:
+            return files
+        return sorted(files, key=lambda file: file.variant != self.preferred)
 
     def missing(self, graph: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ModelFile | None]]:
         """The names that the graph's loaders ask for and ComfyUI does not offer.
@@ -177,4 +196,5 @@ def load_catalog() -> Catalog:
     """Read `catalog.toml`."""
     data = tomllib.loads(_CATALOG.read_text(encoding="utf-8"))
     loaders = (LoaderInput(row["class"], row["input"], row["folder"]) for row in data["loaders"])
-    return Catalog(tuple(ModelFile(**row) for row in data["files"]), tuple(loaders))
+    groups = {name: tuple(roles) for name, roles in data["groups"].items()}
+    return Catalog(tuple(ModelFile(**row) for row in data["files"]), tuple(loaders), groups)

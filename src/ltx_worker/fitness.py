@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from ltx_worker.delivery.bucket_config import bucket_config
 from ltx_worker.errors import InternalError, ModelMissing
+from ltx_worker.gpu import Decision
 from ltx_worker.logs import get_logger
 from ltx_worker.settings import InvalidSettings, Settings, unknown_variables
 from ltx_worker.worker import Worker
@@ -46,7 +47,7 @@ def report(
     """Look at everything, on a worker that has started."""
     return [
         *_settings(environment),
-        *_gpu(worker.system_stats()),
+        *_gpu(worker.system_stats(), worker.decision),
         *_comfyui(worker),
         *_nodes(worker),
         *_models(worker),
@@ -84,21 +85,19 @@ def _settings(environment: Mapping[str, str]) -> list[Finding]:
     ]
 
 
-def _gpu(stats: Mapping[str, Any]) -> list[Finding]:
+def _gpu(stats: Mapping[str, Any], decision: Decision | None) -> list[Finding]:
     devices: list[Mapping[str, Any]] = stats.get("devices") or []
     gpus = [device for device in devices if device.get("type") != "cpu"]
     if not gpus:
         advice = "Rent a machine with a GPU; the sandbox and tests need none."
         return [Finding("gpu", "warning", "ComfyUI runs on the CPU", advice)]
-    return [
-        Finding(
-            "gpu",
-            "ok",
-            f"{gpu.get('name', 'a GPU')}, {gpu.get('vram_total', 0) / 1e9:.0f} GB, "
-            f"{gpu.get('vram_free', 0) / 1e9:.0f} GB free",
-        )
+    found = [
+        f"{gpu.get('name', 'a GPU')}, {gpu.get('vram_total', 0) / 1e9:.0f} GB, "
+        f"{gpu.get('vram_free', 0) / 1e9:.0f} GB free"
         for gpu in gpus
     ]
+    decided = decision.reasons if decision else ()
+    return [Finding("gpu", "ok", text) for text in (*found, *decided)]
 
 
 def _comfyui(worker: Worker) -> list[Finding]:

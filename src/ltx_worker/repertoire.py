@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ltx_worker.catalog import Inventory, load_catalog
+from ltx_worker.catalog import Inventory, Variant, load_catalog
 from ltx_worker.errors import WorkflowMismatch
 from ltx_worker.offer import Offer, WorkflowKey
 from ltx_worker.recipes import load_recipe
@@ -63,10 +63,15 @@ class Repertoire:
         graph = self._base_graph(self._catalog.families[0], template)
         return ", ".join(name for name, _ in self._inventory.missing(graph))
 
-    def learn(self, node_info: Mapping[str, Any]) -> None:
-        """Take in what ComfyUI offers; raises `WorkflowMismatch`."""
+    def learn(self, node_info: Mapping[str, Any], preferred: Variant | None = None) -> None:
+        """Take in what ComfyUI offers; raises `WorkflowMismatch`.
+
+        Of files that serve alike, those of the `preferred` variant are taken.
+        """
         self._templates = self._runnable(node_info)
-        self._inventory = Inventory.from_node_info(self._catalog, node_info, self._settings.variant)
+        self._inventory = Inventory.from_node_info(
+            self._catalog, node_info, self._settings.variant, preferred
+        )
         self._offer = self._make_offer()
 
     def parse(

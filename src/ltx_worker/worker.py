@@ -32,6 +32,7 @@ from ltx_worker.errors import (
     OutOfMemory,
     SystemOutOfMemory,
 )
+from ltx_worker.gpu import decision_for
 from ltx_worker.job import Job
 from ltx_worker.job_files import JobFiles
 from ltx_worker.leftovers import left_behind
@@ -62,10 +63,14 @@ class Worker:
     """Runs jobs on the ComfyUI of `settings`. `start` it before the first job."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises `WorkflowMismatch`, `ComfyUnavailable` without a ComfyUI, or `InvalidSettings`."""
+        """Raises `WorkflowMismatch`, `ComfyUnavailable`, `GpuUnfit` or `InvalidSettings`."""
+        self.decision = decision_for(settings)
+        if self.decision is not None:
+            frames = min(settings.max_frames, self.decision.max_frames)
+            settings = settings.model_copy(update={"max_frames": frames})
         self._settings = settings
         self.repertoire = Repertoire(settings)
-        self._server = server_of(settings)
+        self._server = server_of(settings, self.decision.comfy_args if self.decision else ())
         self._executor = Executor(self._server)
         config = bucket_config(settings)
         self._bucket = config and Bucket(config)
@@ -86,11 +91,13 @@ class Worker:
         Raises `ComfyUnavailable` or `WorkflowMismatch`.
         """
         started = time.monotonic()
+        for reason in self.decision.reasons if self.decision else ():
+            _log.info("gpu.decided", reason=reason)
         self._node_info = self._server.start()
         stats = self.system_stats()
         self._engine = stats["system"].get("engine", "comfyui")
         self._gpu = gpu_of(stats)
-        self.repertoire.learn(self._node_info)
+        self.repertoire.learn(self._node_info, self.decision and self.decision.variant)
         self._sweep()
         _log.info(
             "worker.ready",
@@ -325,6 +332,7 @@ class Worker:
             has_audio=facts.audio_codec is not None,
             audio_sample_rate=facts.audio_sample_rate,
             enhanced_prompt=enhanced_prompt,
+            gpu=self._gpu and self._gpu.name,
             engine=self._engine,
             worker_version=__version__,
         )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ltx_worker.comfy.launch import EngineFolders, launch_of
 from ltx_worker.comfy.process import OwnedComfy
 from ltx_worker.comfy.server import ComfyServer, RemoteComfy
 from ltx_worker.settings import Settings
 
 
-def server_of(settings: Settings) -> ComfyServer:
-    """The server, not started yet; raises `ComfyUnavailable` when the settings name none."""
+def server_of(settings: Settings, gpu_args: Sequence[str] = ()) -> ComfyServer:
+    """The server, not started yet; raises `ComfyUnavailable` when the settings name none.
+
+    `gpu_args` are options for the worker's own ComfyUI.
+    """
     timeouts = (settings.comfy_start_timeout_s, settings.comfy_unresponsive_s)
     if settings.comfy_url is None:
-        return OwnedComfy(launch_of(settings), *timeouts)
+        return OwnedComfy(launch_of(settings, gpu_args), *timeouts)
     folders = EngineFolders(
         settings.comfy_input_dir,
         settings.comfy_output_dir,

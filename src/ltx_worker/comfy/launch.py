@@ -59,8 +59,11 @@ class Launch:
         return Path(tempfile.gettempdir()) / f"ltx-worker-engine-{self.port}.json"
 
 
-def launch_of(settings: Settings) -> Launch:
-    """The engine that the settings ask for; raises `ComfyUnavailable` when they name none."""
+def launch_of(settings: Settings, gpu_args: Sequence[str] = ()) -> Launch:
+    """The engine that the settings ask for; raises `ComfyUnavailable` when they name none.
+
+    `gpu_args` are the options that the GPU calls for; those of the settings come after them.
+    """
     if settings.engine == "sandbox":
         root = Path(tempfile.gettempdir()) / f"ltx-sandbox-{settings.comfy_port}"
         command = sandbox_command()
@@ -84,6 +87,7 @@ def launch_of(settings: Settings) -> Launch:
         (
             *command,
             *serving_options(settings.comfy_port, folders),
+            *gpu_args,
             *shlex.split(settings.comfy_args),
         ),
         settings.comfy_port,
