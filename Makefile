@@ -20,19 +20,20 @@ demo: setup ## one clip from the sandbox, in out/demo.mp4
 	@$(BIN)/ltx demo --out out/demo.mp4
 
 test: setup ## every test that needs no ComfyUI
-	$(BIN)/pytest -n 3 --dist worksteal
+	$(BIN)/pytest --ignore tests/faults -n 3 --dist worksteal
 
 check: setup ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/ltx workflows
+	$(BIN)/ltx docs
 
 test-comfyui: setup ## the contract on a real ComfyUI with tiny weights (COMFYUI_DIR)
 	$(BIN)/pytest tests/contract tests/comfyui --ignore tests/comfyui/workflows --engine comfyui --timeout 300 -n 2
 
 faults: setup ## every fault through RunPod's job loop, as a table; on a real ComfyUI too where there is one
-	@$(BIN)/pytest tests/faults -q --timeout 600 -n 4 --dist worksteal; status=$$?; cat out/faults.md; exit $$status
+	@$(BIN)/pytest tests/faults -q --timeout 240 -n 4; status=$$?; cat out/faults.md; exit $$status
 
 test-workflows: setup ## every option of every workflow on a real ComfyUI; some ten minutes
 	$(BIN)/pytest tests/comfyui/workflows --engine comfyui --timeout 300 -n 2

@@ -49,6 +49,7 @@ class Metadata(_Part):
     has_audio: bool
     enhanced_prompt: str | None = Field(description="What the prompt was enhanced to, if asked.")
     audio_sample_rate: int | None
+    gpu: str | None = Field(description="The GPU's name; null without one.")
     engine: str = Field(description="comfyui, or sandbox for a clip that no model made.")
     worker_version: str
 
