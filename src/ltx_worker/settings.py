@@ -83,6 +83,11 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("vram_management", "ENABLE_LTX2_VRAM_MANAGEMENT"),
         description="Whether ComfyUI's memory and cache flags are chosen from the GPU.",
     )
+    models: str = Field(
+        default="ltx2",
+        description="Which model files start.sh fetches: what download_models.sh takes, such as "
+        "ltx2.3 pro.",
+    )
     max_frames: int = Field(
         default=505,
         ge=9,
