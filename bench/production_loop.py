@@ -1,8 +1,9 @@
 """What `handler.py` costs in the loop that RunPod runs, against the least a handler can do.
 
-Both handlers serve a stand-in for RunPod with the SDK's production loop, on one engine, with the
-same small text-to-video job and a new seed each time. Measured from the moment when a job is
-handed out to the arrival of its result, less ComfyUI's own execution time.
+Both handlers serve a stand-in for RunPod with the SDK's production loop, on one engine that ours
+owns as in a container, with the same small text-to-video job and a new seed each time. Measured
+from the moment when a job is handed out to the arrival of its result, less ComfyUI's own execution
+time.
 
 The SDK looks at the jobs that it took every 0.1 s. So that this wait does not drown the
 difference, the two jobs of a pair are handed out at the same moment of that rhythm, and the pairs
@@ -19,6 +20,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import statistics
 import sys
 import tempfile
@@ -28,7 +30,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from overhead import JOB, WARM_UP_JOBS, in_turn, start_engine
+from overhead import JOB, WARM_UP_JOBS, in_turn
 
 from ltx_worker import engines
 from ltx_worker.settings import Settings
@@ -54,25 +56,32 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=30, help="jobs of each kind")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     arguments = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory(prefix="ltx-bench-") as folder,
-        start_engine(arguments.engine, Path(folder)) as engine,
-    ):
-        graph = Path(folder) / "graph.json"
-        graph.write_text(json.dumps(small_graph()))
-        figures = measure(engine, arguments.engine, arguments.jobs, graph)
+    with tempfile.TemporaryDirectory(prefix="ltx-bench-") as folder:
+        figures = measure(arguments.engine, Path(folder), arguments.jobs)
     print(json.dumps({k: v for k, v in figures.items() if not isinstance(v, list)}, indent=2))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def measure(engine: engines.Engine, name: str, jobs: int, graph: Path) -> dict[str, Any]:
+def measure(name: str, folder: Path, jobs: int) -> dict[str, Any]:
     """Overheads in milliseconds, our handler and the minimal one in turn."""
+    port = engines.free_port()
+    owned = owned_engine(name, folder) | {
+        "LTX2_COMFY_PORT": str(port),
+        "COMFY_INPUT_DIR": str(folder / "input"),
+        "COMFY_OUTPUT_DIR": str(folder / "output"),
+    }
+    graph = folder / "graph.json"
+    graph.write_text(json.dumps(small_graph()))
+    shared = {
+        "COMFY_URL": f"http://127.0.0.1:{port}",
+        "COMFY_OUTPUT_DIR": str(folder / "output"),
+        "MINIMAL_GRAPH": str(graph),
+    }
     with ExitStack() as stack:
-        minimal_variables = engine.environment | {"MINIMAL_GRAPH": str(graph)}
-        ours = stack.enter_context(endpoint(engine.environment, ROOT / "handler.py"))
-        minimal = stack.enter_context(endpoint(minimal_variables, MINIMAL))
+        ours = stack.enter_context(endpoint(owned, ROOT / "handler.py"))
+        minimal = stack.enter_context(endpoint(shared, MINIMAL))
         seeds = iter(range(1, 10_000))
         for _ in range(WARM_UP_JOBS):
             ours.overhead_ms(next(seeds), 0.5)
@@ -98,6 +107,24 @@ def measure(engine: engines.Engine, name: str, jobs: int, graph: Path) -> dict[s
         "minimal_handler_ms": round(statistics.median(their_ms for _, their_ms in pairs), 2),
         "median_difference_ms": round(statistics.median(differences), 2),
         "differences_ms": [round(difference, 2) for difference in differences],
+    }
+
+
+def owned_engine(name: str, folder: Path) -> dict[str, str]:
+    """The variables of a worker that starts the engine itself."""
+    if name == "sandbox":
+        return {"LTX2_ENGINE": "sandbox", "LTX2_COMFY_ARGS": "--speed 0"}
+    # Only where it is asked for: its weights are made by torch.
+    from tests.comfyui.tiny_engine import (  # noqa: PLC0415
+        TINY_ENVIRONMENT,
+        comfyui_dir,
+        tiny_options,
+    )
+
+    options = [*engines.comfyui_options(folder), *tiny_options(folder)]
+    return TINY_ENVIRONMENT | {
+        "COMFYUI_DIR": str(comfyui_dir()),
+        "LTX2_COMFY_ARGS": shlex.join(options),
     }
 
 

@@ -6,8 +6,8 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
 from typing import TypeVar
 
 from ltx_worker.errors import Cancelled, DeadlineExceeded, JobError
@@ -28,6 +28,7 @@ class StopSignal:
         self._deadline = time.monotonic() + timeout_s
         self._cancelled = threading.Event()
         self._reason: Callable[[], JobError] = _cancelled
+        self._helper: _Helper | None = None
 
     def cancel(self, reason: Callable[[], JobError] | None = None) -> None:
         """Ask the job to stop; it ends with the error that `reason` makes."""
@@ -61,31 +62,54 @@ class StopSignal:
         When the job has to stop, the call is left behind in its thread, which ends with it.
         """
         self.check()
-        future = in_daemon_thread(blocking)
+        helper, self._helper = self._helper or _Helper(), None
+        future = helper.start(blocking)
         while True:
-            try:
-                return future.result(min(_LOOK_S, self.remaining_s))
-            except NotYet:
-                if future.done():
-                    raise
-                self.check()
+            wait([future], min(_LOOK_S, self.remaining_s))
+            if future.done():
+                # One that was left behind is not used again.
+                self._helper = helper
+                return future.result()
+            self.check()
+
+
+class _Helper:
+    """A daemon thread for blocking calls, which ends with whoever holds the helper."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        threading.Thread(target=_run_all, args=(self._calls,), daemon=True, name="job-call").start()
+
+    def __del__(self) -> None:
+        self._calls.put(None)
+
+    def start(self, work: Callable[[], _Result]) -> Future[_Result]:
+        """Run `work` after what was started before."""
+        future: Future[_Result] = Future()
+        context = contextvars.copy_context()
+        self._calls.put(lambda: context.run(_settle, future, work))
+        return future
+
+
+def _run_all(calls: SimpleQueue[Callable[[], None] | None]) -> None:
+    while (call := calls.get()) is not None:
+        call()
+        # The last result would be kept until the next call.
+        del call
+
+
+def _settle(future: Future[_Result], work: Callable[[], _Result]) -> None:
+    try:
+        outcome = work()
+    except BaseException as error:  # noqa: BLE001 - it is raised where the result is taken
+        future.set_exception(error)
+    else:
+        future.set_result(outcome)
 
 
 def in_daemon_thread(work: Callable[[], _Result]) -> Future[_Result]:
     """Run `work` in a thread of its own; one that never ends keeps nobody from leaving."""
-    future: Future[_Result] = Future()
-
-    def run() -> None:
-        try:
-            outcome = work()
-        except BaseException as error:  # noqa: BLE001 - it is raised where the result is taken
-            future.set_exception(error)
-        else:
-            future.set_result(outcome)
-
-    context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(run,), daemon=True, name="job-call").start()
-    return future
+    return _Helper().start(work)
 
 
 def _cancelled() -> JobError:

@@ -243,7 +243,9 @@ class Worker:
     @contextmanager
     def _files(self, job: Job) -> Generator[JobFiles]:
         """The job's files, gone afterwards; what ComfyUI may still write is removed by the next."""
-        with self._job_files(job.prompt_id) as files:
+        # Only another's ComfyUI can still have what a killed worker's delivery of this job left.
+        known_id = "" if self._server.is_own else job.prompt_id
+        with self._job_files(known_id) as files:
             try:
                 yield files
             finally:
@@ -284,7 +286,7 @@ class Worker:
     def _forget(self, job: Job) -> None:
         """Take the job's graph, with its prompt, out of ComfyUI's history."""
         try:
-            self._server.client.forget(job.prompt_id, _FORGET_TIMEOUT_S)
+            self._executor.forget(job.prompt_id, _FORGET_TIMEOUT_S)
         except JobError:
             _log.warning("comfy.history_kept")
 

@@ -53,6 +53,8 @@ class Executor:
         self._server = server
         # Prompts that were interrupted and had not stopped when their job ended.
         self._unsettled: set[str] = set()
+        # Prompts that ComfyUI may know.
+        self._sent: set[str] = set()
 
     def execute(
         self,
@@ -74,7 +76,7 @@ class Executor:
             with ComfySocket(client.socket_url(client_id), stop) as socket:
                 asking = self._connect(socket, stop)
                 self._settle(asking, stop)
-                found = asking.ask(lambda: _submit(client, graph, prompt_id, client_id, is_whole))
+                found = asking.ask(lambda: self._submit(graph, prompt_id, client_id, is_whole))
                 if isinstance(found, History):
                     return found
                 history = self._follow(socket, asking, prompt_id, stop, on_event, is_ours=found)
@@ -90,6 +92,11 @@ class Executor:
         if not history.completed:
             raise self._failure(history, graph)
         return history
+
+    def forget(self, prompt_id: str, timeout_s: float) -> None:
+        """Take a prompt out of ComfyUI's history; raises `ComfyUnavailable`."""
+        self._server.client.forget(prompt_id, timeout_s)
+        self._sent.discard(prompt_id)
 
     def is_unsettled(self, prompt_id: str) -> bool:
         """Whether ComfyUI may still work on a prompt whose job is over."""
@@ -111,6 +118,27 @@ class Executor:
             stop.sleep(_RETRY_S)
             incarnation = self._server.wait_ready(stop, has_refused=True)
         return Asking(self._server, incarnation, stop)
+
+    def _submit(
+        self, graph: Graph, prompt_id: str, client_id: str, is_whole: Callable[[History], bool]
+    ) -> History | bool:
+        """Queue the prompt unless ComfyUI already has it; whether its events come to `client_id`.
+
+        Returns the history of one that is over with a whole result. A lost answer is not a reason
+        to send the graph again: the prompt may be running.
+        """
+        client = self._server.client
+        if not self._server.is_own or prompt_id in self._sent:
+            if client.queue_state(prompt_id) is not None:
+                return False
+            known = client.history(prompt_id)
+            if known is not None and known.completed and is_whole(known):
+                return known
+            if known is not None:
+                client.forget(prompt_id)
+        self._sent.add(prompt_id)
+        client.submit(graph, prompt_id, client_id)
+        return True
 
     def _settle(self, asking: Asking, stop: StopSignal) -> None:
         """Wait until ComfyUI has let go of the prompts of jobs that are over."""
@@ -217,29 +245,6 @@ class Executor:
             _log.warning("comfy.memory_freed", free_before=before)
         except ComfyUnavailable:
             self._server.replace("ComfyUI did not answer after it ran out of memory")
-
-
-def _submit(
-    client: ComfyClient,
-    graph: Graph,
-    prompt_id: str,
-    client_id: str,
-    is_whole: Callable[[History], bool],
-) -> History | bool:
-    """Queue the prompt unless ComfyUI already has it; whether its events come to `client_id`.
-
-    Returns the history of one that is over with a whole result. A lost answer is not a reason to
-    send the graph again: the prompt may be running.
-    """
-    if client.queue_state(prompt_id) is not None:
-        return False
-    known = client.history(prompt_id)
-    if known is not None and known.completed and is_whole(known):
-        return known
-    if known is not None:
-        client.forget(prompt_id)
-    client.submit(graph, prompt_id, client_id)
-    return True
 
 
 def _reconcile(client: ComfyClient, prompt_id: str) -> History | None:

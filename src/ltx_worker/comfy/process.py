@@ -39,6 +39,7 @@ class OwnedComfy:
         self.client = ComfyClient(launch.url, unresponsive_s)
         self.folders = launch.folders
         self.unresponsive_s = unresponsive_s
+        self.is_own = True
         self._launch = launch
         self._start_timeout_s = start_timeout_s
         self._changed = threading.Condition()

@@ -25,6 +25,8 @@ class ComfyServer(Protocol):
     client: ComfyClient
     folders: EngineFolders
     unresponsive_s: float
+    # Whether nobody but this worker, since it started, can have sent it a job of the worker's.
+    is_own: bool
 
     def start(self) -> Mapping[str, Any]:
         """Have it answer; returns its nodes. Raises `ComfyUnavailable`."""
@@ -60,6 +62,7 @@ class RemoteComfy:
         self.client = ComfyClient(url, unresponsive_s)
         self.folders = folders
         self.unresponsive_s = unresponsive_s
+        self.is_own = False
         self._start_timeout_s = start_timeout_s
 
     def start(self) -> Mapping[str, Any]:

@@ -176,6 +176,8 @@ def _require_whole(video: VideoStream, packets: _Packets) -> None:
     # A key frame that is nothing but zeros is no longer known for one.
     if first is None or not is_whole or not first.is_keyframe:
         raise ComfyFailed(_INCOMPLETE)
+    # For one frame, starting threads takes longer than decoding.
+    video.codec_context.thread_count = 1
     if not [*video.decode(first), *video.decode(None)]:
         raise ComfyFailed(_INCOMPLETE)
 
