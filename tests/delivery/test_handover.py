@@ -42,6 +42,7 @@ TIMINGS = Timings(
     inputs_s=0.1, queue_s=0, comfy_s=1, stages={}, encode_s=0.1, upload_s=0, total_s=2
 )
 METADATA = Metadata(
+    gpu=None,
     seed=1,
     mode="t2v",
     model="ltx-2",
