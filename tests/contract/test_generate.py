@@ -132,6 +132,7 @@ def test_the_result_says_where_the_time_went(run_job: RunJob, engine_name: str) 
 
 def test_nothing_of_a_job_is_left(run_job: RunJob, engine: Engine) -> None:
     """Inputs, outputs and ComfyUI's record of the prompt are gone after the job."""
+    before = prompts_known_to(engine)
     clip_of(run_job(SMALL | {"seed": 99, "image": picture(256, 128)}))
     left = [
         path
@@ -140,7 +141,12 @@ def test_nothing_of_a_job_is_left(run_job: RunJob, engine: Engine) -> None:
         if path.is_file()
     ]
     assert left == []
-    assert requests.get(f"{engine.url}/history", timeout=5).json() == {}
+    assert prompts_known_to(engine) <= before
+
+
+def prompts_known_to(engine: Engine) -> set[str]:
+    """The prompts in the engine's history; another worker's last job may be on its way out."""
+    return set(requests.get(f"{engine.url}/history", timeout=5).json())
 
 
 def test_a_clip_carries_no_prompt(run_job: RunJob) -> None:
