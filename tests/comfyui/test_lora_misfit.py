@@ -19,7 +19,7 @@ from ltx_worker.worker import Worker
 @pytest.fixture
 def strange_lora(engine: Engine) -> Generator[str]:
     """A LoRA of another model, among the engine's files."""
-    path = engine.models_dirs[0] / "loras" / "of-another-model.safetensors"
+    path = engine.folders.models_dirs[0] / "loras" / "of-another-model.safetensors"
     weights = {
         f"diffusion_model.double_blocks.0.img_attn.qkv.lora_{half}.weight": np.zeros(
             (4, 4), np.float32
@@ -41,7 +41,7 @@ def test_a_lora_of_another_model_is_an_error_that_names_both(
     engine: Engine, strange_lora: str
 ) -> None:
     """The file and the family are in the message; nothing was queued."""
-    worker = start(engine, engine.models_dirs)
+    worker = start(engine, engine.folders.models_dirs)
     with pytest.raises(JobError) as failure:
         worker.run({"id": "strange", "input": SMALL | {"loras": [{"name": strange_lora}]}})
     worker.close()
