@@ -38,6 +38,7 @@ from ltx_worker.worker import Worker
 _JOBS_URL_VARIABLE = "RUNPOD_WEBHOOK_GET_JOB"
 _PROGRESS_URL_VARIABLE = "RUNPOD_WEBHOOK_POST_OUTPUT"
 _PROGRESS_INTERVAL_S = 1.0
+_FIRST_PROGRESS_S = 0.25
 # How long after its deadline a job may still be on its way out; then it is left behind.
 _OVERTIME_S = 1.8
 # How long a cancelled job, whose answer nobody waits for, may take to stop.
@@ -130,8 +131,11 @@ class ProgressSender:
 
     async def _send_updates(self) -> None:
         stopped = asyncio.create_task(self._is_stopped.wait())
-        session = AsyncClientSession()
-        async with session:
+        # The job's way to ComfyUI goes before: this would slow it down.
+        await asyncio.wait([stopped], timeout=_FIRST_PROGRESS_S)
+        if stopped.done():
+            return
+        async with AsyncClientSession() as session:
             while not stopped.done():
                 update = asyncio.create_task(self._updates.get())
                 await asyncio.wait([update, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -201,8 +205,9 @@ def main() -> None:
     except InvalidSettings as error:
         sys.exit(f"The worker cannot start: {error}")
     _configure_logs(settings)
+    lost: list[str] = []
     try:
-        worker = Worker(settings)
+        worker = Worker(settings, lambda cause: _leave_for(cause, lost))
     except InvalidSettings as error:
         sys.exit(f"The worker cannot start: {error}")
     except JobError as error:
@@ -213,6 +218,8 @@ def main() -> None:
         _log.info("worker.stopped")
     finally:
         worker.close()
+        if lost:
+            sys.exit(f"The worker ends: ComfyUI cannot be started again, {lost[0]}")
 
 
 def serve(worker: Worker, settings: Settings) -> None:
@@ -250,6 +257,12 @@ def _configure_logs(settings: Settings) -> None:
     if "RUNPOD_LOG_LEVEL" not in os.environ:
         # At its own default the SDK prints every job's output.
         RunPodLogger().level = "INFO"
+
+
+def _leave_for(cause: str, lost: list[str]) -> None:
+    """Leave as when the platform says so: a worker without ComfyUI has nothing to wait for."""
+    lost.append(cause)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _exit(_number: int, _frame: FrameType | None) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ from ltx_worker.request import GenerateRequest
 from ltx_worker.request_fields import OutputOptions
 from ltx_worker.result import GenerateResult, Metadata, OutputEntry
 from ltx_worker.settings import Settings
-from ltx_worker.stop import StopSignal
+from ltx_worker.stop import StopSignal, in_daemon_thread
 from ltx_worker.turns import Turns
 from ltx_worker.workflow.bindings import Graph
 from ltx_worker.workflow.template import Template
@@ -62,15 +63,21 @@ _FORGET_TIMEOUT_S = 0.5
 class Worker:
     """Runs jobs on the ComfyUI of `settings`. `start` it before the first job."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises `WorkflowMismatch`, `ComfyUnavailable`, `GpuUnfit` or `InvalidSettings`."""
+    def __init__(
+        self, settings: Settings, on_given_up: Callable[[str], None] | None = None
+    ) -> None:
+        """Raises `WorkflowMismatch`, `ComfyUnavailable`, `GpuUnfit` or `InvalidSettings`.
+
+        `on_given_up` gets the cause when the worker's own ComfyUI cannot be started again.
+        """
         self.decision = decision_for(settings)
         if self.decision is not None:
             frames = min(settings.max_frames, self.decision.max_frames)
             settings = settings.model_copy(update={"max_frames": frames})
         self._settings = settings
         self.repertoire = Repertoire(settings)
-        self._server = server_of(settings, self.decision.comfy_args if self.decision else ())
+        gpu_args = self.decision.comfy_args if self.decision else ()
+        self._server = server_of(settings, gpu_args, on_given_up)
         self._executor = Executor(self._server)
         config = bucket_config(settings)
         self._bucket = config and Bucket(config)
@@ -163,8 +170,11 @@ class Worker:
             )
             inputs_s = job.age_s
             tracker = self._tracker(job, request, template, graph)
+            forgetting = None
             try:
                 history = self._execute(job, request, template, graph, tracker, files)
+                # Beside what follows, which needs nothing that ComfyUI knows of the job.
+                forgetting = in_daemon_thread(lambda: self._forget(job))
                 made = time.monotonic()
                 tracker.deliver()
                 facts, result_files = collect_clip(
@@ -180,7 +190,7 @@ class Worker:
                 )
                 result = delivery.deliver(draft, result_files, request.output)
             finally:
-                self._forget(job)
+                wait([forgetting]) if forgetting else self._forget(job)
         tracker.finish()
         self._pace.learn(kind_of(template.name, request), work_of(request), tracker.learnt_seconds)
         return result
@@ -212,7 +222,7 @@ class Worker:
             job.on_progress,
             expected,
             job.started,
-            on_stage=_log_stage,
+            on_stage=lambda name, s: _log.info("job.stage", stage=name, seconds=round(s, 3)),
         )
 
     def _execute(
@@ -326,13 +336,7 @@ class Worker:
             model=request.family,
             variant=self.repertoire.variant_of(request),
             quality=request.quality,
-            width=facts.width,
-            height=facts.height,
-            fps=facts.fps,
-            num_frames=facts.num_frames,
-            duration_s=facts.duration_s,
-            has_audio=facts.audio_codec is not None,
-            audio_sample_rate=facts.audio_sample_rate,
+            **facts.made,
             enhanced_prompt=enhanced_prompt,
             gpu=self._gpu and self._gpu.name,
             engine=self._engine,
@@ -343,7 +347,3 @@ class Worker:
 def _enhanced_prompt(history: History, template: Template) -> str | None:
     texts = history.texts.get(template.texts.get("enhanced_prompt", ""), ())
     return texts[0] if texts else None
-
-
-def _log_stage(name: str, elapsed_s: float) -> None:
-    _log.info("job.stage", stage=name, seconds=round(elapsed_s, 3))

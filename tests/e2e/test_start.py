@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from ltx_worker import engines
+from ltx_worker.comfy.child import ChildProcess
+from ltx_worker.comfy.launch import EngineFolders, Launch
+from ltx_worker.engines import free_port
 from ltx_worker.errors import ComfyUnavailable
 from ltx_worker.settings import Settings
 
@@ -54,6 +60,33 @@ def test_an_engine_that_is_not_there_is_named() -> None:
     )
     assert "comfy_unavailable" in line
     assert "http://127.0.0.1:9" in line
+
+
+def test_an_engine_that_cannot_be_kept_up_ends_the_worker(tmp_path: Path) -> None:
+    """A container without ComfyUI would only lose jobs: it ends, and its last line says why."""
+    port = free_port()
+    environment = {
+        "LTX2_ENGINE": "sandbox",
+        "LTX2_COMFY_PORT": str(port),
+        "COMFY_INPUT_DIR": str(tmp_path / "input"),
+        "COMFY_OUTPUT_DIR": str(tmp_path / "output"),
+    }
+    record = Launch((), port, EngineFolders()).record_path
+    command = [sys.executable, str(ROOT / "handler.py"), "--rp_serve_api"]
+    options = ["--rp_api_port", str(free_port())]
+    with ChildProcess([*command, *options], environment=os.environ | environment) as worker:
+        killed: set[int] = set()
+        give_up = time.monotonic() + 50
+        while worker.is_alive:
+            assert time.monotonic() < give_up, worker.log_tail
+            if any("startup complete" in line for line in worker.log_tail):
+                pid = json.loads(record.read_text())["engine"][0]
+                if pid not in killed:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
+            time.sleep(0.05)
+        assert worker.status == 1
+        assert "ComfyUI cannot be started again, it was killed" in worker.log_tail[-1]
 
 
 def test_a_binding_that_matches_two_nodes_is_named(ambiguous_workflows: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ltx_worker.comfy.launch import EngineFolders, launch_of
 from ltx_worker.comfy.process import OwnedComfy
@@ -10,14 +10,19 @@ from ltx_worker.comfy.server import ComfyServer, RemoteComfy
 from ltx_worker.settings import Settings
 
 
-def server_of(settings: Settings, gpu_args: Sequence[str] = ()) -> ComfyServer:
+def server_of(
+    settings: Settings,
+    gpu_args: Sequence[str] = (),
+    on_given_up: Callable[[str], None] | None = None,
+) -> ComfyServer:
     """The server, not started yet; raises `ComfyUnavailable` when the settings name none.
 
-    `gpu_args` are options for the worker's own ComfyUI.
+    `gpu_args` are options for the worker's own ComfyUI, and `on_given_up` gets the cause when that
+    cannot be started again.
     """
     timeouts = (settings.comfy_start_timeout_s, settings.comfy_unresponsive_s)
     if settings.comfy_url is None:
-        return OwnedComfy(launch_of(settings, gpu_args), *timeouts)
+        return OwnedComfy(launch_of(settings, gpu_args), *timeouts, on_given_up)
     folders = EngineFolders(
         settings.comfy_input_dir,
         settings.comfy_output_dir,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ltx_worker.comfy import orphan
@@ -33,14 +33,24 @@ _LOGGED_LINES = 20
 
 
 class OwnedComfy:
-    """Starts and owns what `launch` says. Its methods may be called from any thread."""
+    """Starts and owns what `launch` says. Its methods may be called from any thread.
 
-    def __init__(self, launch: Launch, start_timeout_s: float, unresponsive_s: float) -> None:
+    `on_given_up` gets the cause when it cannot be started again.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        start_timeout_s: float,
+        unresponsive_s: float,
+        on_given_up: Callable[[str], None] | None = None,
+    ) -> None:
         self.client = ComfyClient(launch.url, unresponsive_s)
         self.folders = launch.folders
         self.unresponsive_s = unresponsive_s
         self.is_own = True
         self._launch = launch
+        self._on_given_up = on_given_up
         self._start_timeout_s = start_timeout_s
         self._changed = threading.Condition()
         self._child: ChildProcess | None = None
@@ -187,6 +197,8 @@ class OwnedComfy:
                 self._given_up = death
                 self._changed.notify_all()
             _log.error("comfy.given_up", cause=death.cause)
+            if self._on_given_up is not None:
+                self._on_given_up(death.cause)
             return
         with self._changed:
             pause_s = _BACK_OFF_S[self._soon_deaths - 1] if self._soon_deaths else 0.0

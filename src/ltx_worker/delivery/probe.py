@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import av
 from av.container import InputContainer
@@ -55,6 +55,19 @@ class ClipFacts:
     bytes: int
     sha256: str
     has_private_tags: bool
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """What of it a result's metadata say, under their names."""
+        return {
+            "width": self.width,
+            "height": self.height,
+            "fps": self.fps,
+            "num_frames": self.num_frames,
+            "duration_s": self.duration_s,
+            "has_audio": self.audio_codec is not None,
+            "audio_sample_rate": self.audio_sample_rate,
+        }
 
 
 @dataclass
