@@ -2,9 +2,10 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+SCRIPTS := start.sh download_models.sh $(wildcard docker/scripts/*.sh tests/image/*.sh)
 READY := .venv/.ready
 
-.PHONY: setup demo test check faults test-comfyui test-workflows bench format lock clean
+.PHONY: setup demo test check faults image-test test-comfyui test-workflows bench format lock clean
 
 setup: $(READY)
 
@@ -28,15 +29,21 @@ check: setup ## style and types
 	$(BIN)/basedpyright
 	$(BIN)/ltx workflows
 	$(BIN)/ltx docs
+	$(BIN)/shellcheck $(SCRIPTS)
+	$(BIN)/shfmt -i 2 -ci -d $(SCRIPTS)
+	$(BIN)/hadolint Dockerfile
 
 test-comfyui: setup ## the contract on a real ComfyUI with tiny weights (COMFYUI_DIR)
 	$(BIN)/pytest tests/contract tests/comfyui --ignore tests/comfyui/workflows --engine comfyui --timeout 300 -n 2
 
 faults: setup ## every fault through RunPod's job loop, as a table; on a real ComfyUI too where there is one
-	@$(BIN)/pytest tests/faults -q --timeout 240 -n 4; status=$$?; cat out/faults.md; exit $$status
+	@$(BIN)/pytest tests/faults $(FAULTS) -q --timeout 240 -n 4; status=$$?; cat out/faults.md; exit $$status
 
 test-workflows: setup ## every option of every workflow on a real ComfyUI; some ten minutes
 	$(BIN)/pytest tests/comfyui/workflows --engine comfyui --timeout 300 -n 2
+
+image-test: ## build the image with buildah and try it (root, Debian); see the script for what it takes
+	tests/image/image_test.sh
 
 bench: setup ## the worker's own time for a warm job, on the sandbox
 	$(BIN)/python bench/overhead.py --engine sandbox --jobs 30 --json out/overhead-sandbox.json
