@@ -210,7 +210,7 @@ def test_late_progress(start: StartCase) -> None:
     """The result waits until the progress before it has arrived."""
     case = start()
     case.platform.progress_delay_s = 3
-    record = case.expect(case.submit(), "video")
+    record = case.expect(case.submit_slow(delay_s=0.1), "video")
     assert record.progress
     case.platform.progress_delay_s = 0
     case.recovers()
