@@ -103,9 +103,9 @@ def _gpu(stats: Mapping[str, Any], decision: Decision | None) -> list[Finding]:
 def _comfyui(worker: Worker) -> list[Finding]:
     system: Mapping[str, Any] = worker.system_stats().get("system", {})
     version = system.get("comfyui_version", "unknown")
-    torch = system.get("pytorch_version", "none")
+    torch = f" with torch {found}" if (found := system.get("pytorch_version")) else ""
     engine = system.get("engine", "comfyui")
-    return [Finding("engine", "ok", f"{engine} {version} with torch {torch} answers")]
+    return [Finding("engine", "ok", f"{engine} {version}{torch} answers")]
 
 
 def _nodes(worker: Worker) -> list[Finding]:
