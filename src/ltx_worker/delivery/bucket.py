@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import requests
-
 from ltx_worker.delivery.bucket_config import BucketConfig, require_public
 from ltx_worker.delivery.bucket_errors import delivery_failed
 from ltx_worker.errors import DeliveryFailed
@@ -209,6 +207,8 @@ def _require_public(request: Any, **_: Any) -> None:
 
 def _require_readable(url: str, content: bytes) -> None:
     """Raise `DeliveryFailed` unless the link leads to the content."""
+    import requests  # noqa: PLC0415 - see the docstring of this module
+
     try:
         response = requests.get(url, timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S))
     except requests.RequestException as error:
