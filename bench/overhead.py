@@ -133,7 +133,7 @@ class BareClient:
         self._engine = engine
         self._session = requests.Session()
         self._session.trust_env = False
-        self._graph = self._small_graph()
+        self._graph = small_graph()
 
     def overhead_ms(self, seed: int) -> float:
         """Milliseconds of one job, less ComfyUI's."""
@@ -168,18 +168,19 @@ class BareClient:
         assert path.read_bytes()
         path.unlink()
 
-    def _small_graph(self) -> dict[str, Any]:
-        """The graph of the worker's job, ready to queue but for seed and file name."""
-        template = load_template(Settings().workflows_dir / "t2v_fast.toml")
-        values = {
-            "prompt": JOB["prompt"],
-            "first_pass_width": 128,
-            "first_pass_height": 64,
-            "num_frames": JOB["num_frames"],
-            "audio_frames": JOB["num_frames"],
-            "output_fps": 24.0,
-        }
-        return template.render(values, Choices(options=frozenset({"generate_audio"})))
+
+def small_graph() -> dict[str, Any]:
+    """The graph of the job, ready to queue but for seed and file name."""
+    template = load_template(Settings().workflows_dir / "t2v_fast.toml")
+    values = {
+        "prompt": JOB["prompt"],
+        "first_pass_width": 128,
+        "first_pass_height": 64,
+        "num_frames": JOB["num_frames"],
+        "audio_frames": JOB["num_frames"],
+        "output_fps": 24.0,
+    }
+    return template.render(values, Choices(options=frozenset({"generate_audio"})))
 
 
 if __name__ == "__main__":

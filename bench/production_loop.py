@@ -30,11 +30,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from overhead import JOB, WARM_UP_JOBS, in_turn
+from overhead import JOB, WARM_UP_JOBS, in_turn, small_graph
 
 from ltx_worker import engines
-from ltx_worker.settings import Settings
-from ltx_worker.workflow.template import Choices, load_template
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.fakes.runpod_platform import (
@@ -154,20 +152,6 @@ def endpoint(environment: Mapping[str, str], handler: Path) -> Generator[Endpoin
     """`handler` in production on a platform of its own."""
     with RunPodPlatform() as runpod, production_handler(runpod, environment, handler):
         yield Endpoint(runpod)
-
-
-def small_graph() -> dict[str, Any]:
-    """The graph of the job, ready to queue but for seed and file name."""
-    template = load_template(Settings().workflows_dir / "t2v_fast.toml")
-    values = {
-        "prompt": JOB["prompt"],
-        "first_pass_width": 128,
-        "first_pass_height": 64,
-        "num_frames": JOB["num_frames"],
-        "audio_frames": JOB["num_frames"],
-        "output_fps": 24.0,
-    }
-    return template.render(values, Choices(options=frozenset({"generate_audio"})))
 
 
 if __name__ == "__main__":

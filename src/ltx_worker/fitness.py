@@ -17,7 +17,7 @@ from ltx_worker.delivery.bucket_config import bucket_config
 from ltx_worker.errors import InternalError, ModelMissing
 from ltx_worker.gpu import Decision
 from ltx_worker.logs import get_logger
-from ltx_worker.settings import InvalidSettings, Settings, unknown_variables
+from ltx_worker.settings import Settings, unknown_variables
 from ltx_worker.worker import Worker
 from ltx_worker.workflow.lora_files import read_header
 
@@ -45,10 +45,11 @@ def report(
     settings: Settings, worker: Worker, environment: Mapping[str, str] = os.environ
 ) -> list[Finding]:
     """Look at everything, on a worker that has started."""
+    stats = worker.system_stats()
     return [
         *_settings(environment),
-        *_gpu(worker.system_stats(), worker.decision),
-        *_comfyui(worker),
+        *_gpu(stats, worker.decision),
+        *_comfyui(stats),
         *_nodes(worker),
         *_models(worker),
         *_folders(worker),
@@ -100,8 +101,8 @@ def _gpu(stats: Mapping[str, Any], decision: Decision | None) -> list[Finding]:
     return [Finding("gpu", "ok", text) for text in (*found, *decided)]
 
 
-def _comfyui(worker: Worker) -> list[Finding]:
-    system: Mapping[str, Any] = worker.system_stats().get("system", {})
+def _comfyui(stats: Mapping[str, Any]) -> list[Finding]:
+    system: Mapping[str, Any] = stats.get("system", {})
     version = system.get("comfyui_version", "unknown")
     torch = f" with torch {found}" if (found := system.get("pytorch_version")) else ""
     engine = system.get("engine", "comfyui")
@@ -158,10 +159,8 @@ def _folder(name: str, path: Path) -> Finding:
 
 
 def _delivery(settings: Settings) -> list[Finding]:
-    try:
-        bucket = bucket_config(settings)
-    except InvalidSettings as error:
-        return [Finding("delivery", "failure", str(error), "Set all R2_ variables or none.")]
+    # A worker with some of the variables missing is not made.
+    bucket = bucket_config(settings)
     limit = f"{settings.max_response_bytes / 1e6:g} MB"
     if bucket is None:
         advice = "Set the R2_ variables: larger clips are then uploaded."

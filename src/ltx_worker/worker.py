@@ -10,7 +10,6 @@ import errno
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ from ltx_worker.request import GenerateRequest
 from ltx_worker.request_fields import OutputOptions
 from ltx_worker.result import GenerateResult, Metadata, OutputEntry
 from ltx_worker.settings import Settings
-from ltx_worker.stop import StopSignal, in_daemon_thread
+from ltx_worker.stop import StopSignal
 from ltx_worker.turns import Turns
 from ltx_worker.workflow.bindings import Graph
 from ltx_worker.workflow.template import Template
@@ -170,11 +169,8 @@ class Worker:
             )
             inputs_s = job.age_s
             tracker = self._tracker(job, request, template, graph)
-            forgetting = None
             try:
                 history = self._execute(job, request, template, graph, tracker, files)
-                # Beside what follows, which needs nothing that ComfyUI knows of the job.
-                forgetting = in_daemon_thread(lambda: self._forget(job))
                 made = time.monotonic()
                 tracker.deliver()
                 facts, result_files = collect_clip(
@@ -190,7 +186,7 @@ class Worker:
                 )
                 result = delivery.deliver(draft, result_files, request.output)
             finally:
-                wait([forgetting]) if forgetting else self._forget(job)
+                self._forget(job)
         tracker.finish()
         self._pace.learn(kind_of(template.name, request), work_of(request), tracker.learnt_seconds)
         return result
