@@ -23,6 +23,7 @@ from typing import Any
 from ltx_worker.catalog import Variant, load_catalog
 from ltx_worker.errors import InternalError
 from ltx_worker.geometry import MIN_FRAMES, RESOLUTIONS, Size, snap_frames_down
+from ltx_worker.memory_advice import fitting_megapixel_frames
 from ltx_worker.settings import Settings
 
 _FIELDS = ("name", "memory.total", "driver_version", "mig.mode.current")
@@ -231,10 +232,7 @@ def _require_low_vram_allowed(gpu: Gpu, settings: Settings) -> None:
 def _megapixel_frames(gpu: Gpu) -> float | None:
     if gpu.memory_mib is None:
         return None
-    limits = Path(__file__).with_name("memory_limits.toml")
-    rows = tomllib.loads(limits.read_text(encoding="utf-8"))["limits"]
-    fitting = [row for row in rows if row["from_gib"] * _GIB <= gpu.memory_mib * _MIB]
-    return float(fitting[-1]["megapixel_frames"])
+    return fitting_megapixel_frames(gpu.memory_mib * _MIB)
 
 
 def _max_frames(gpu: Gpu, fitting: float | None, settings: Settings) -> tuple[int, str]:

@@ -95,7 +95,7 @@ def _less_beside_the_clip(request: GenerateRequest, precision: str) -> str:
 
 def _target(asked: float, gpu: Gpu | None, finished: float) -> float:
     """The megapixel-frames to advise: less than `asked`, more where more is known to fit."""
-    target = min(_STEP_DOWN * asked, _limit(gpu) if gpu else asked)
+    target = min(_STEP_DOWN * asked, fitting_megapixel_frames(gpu.total_bytes) if gpu else asked)
     return max(target, finished) if finished < asked else target
 
 
@@ -170,8 +170,9 @@ def _is_at(where: str, kind: str) -> bool:
     return any(f"({name})" in where for name in _data()["nodes"][kind])
 
 
-def _limit(gpu: Gpu) -> float:
-    rows = [row for row in _data()["limits"] if row["from_gib"] * 2**30 <= gpu.total_bytes]
+def fitting_megapixel_frames(total_bytes: int) -> float:
+    """The largest job, in megapixel-frames, that is known to fit a GPU with so much memory."""
+    rows = [row for row in _data()["limits"] if row["from_gib"] * 2**30 <= total_bytes]
     return float(rows[-1]["megapixel_frames"])
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ltx_worker import __version__
 from ltx_worker.comfy.client import History
@@ -21,10 +21,8 @@ from ltx_worker.comfy.execution import Executor
 from ltx_worker.comfy.launch import EngineFolders
 from ltx_worker.delivery.bucket import Bucket
 from ltx_worker.delivery.bucket_config import bucket_config, bucket_from_job
-from ltx_worker.delivery.clip import collect_clip
 from ltx_worker.delivery.job_delivery import JobDelivery
 from ltx_worker.delivery.kept import KeptResults
-from ltx_worker.delivery.probe import ClipFacts
 from ltx_worker.errors import (
     ComfyUnavailable,
     InternalError,
@@ -53,6 +51,9 @@ from ltx_worker.stop import StopSignal
 from ltx_worker.turns import Turns
 from ltx_worker.workflow.bindings import Graph
 from ltx_worker.workflow.template import Template
+
+if TYPE_CHECKING:
+    from ltx_worker.delivery.probe import ClipFacts
 
 _log = get_logger(__name__)
 
@@ -157,6 +158,9 @@ class Worker:
 
     def _run(self, job: Job) -> GenerateResult:
         """The five steps. The job's files and its history are gone after them, however they end."""
+        # What reads clips is loaded by the first job, as in `placing`: no start waits for it.
+        from ltx_worker.delivery.clip import collect_clip  # noqa: PLC0415
+
         delivery = self._delivery(job)
         with self._files(job) as files:
             has_bucket = delivery.bucket is not None
