@@ -1,6 +1,7 @@
 """RunPod's entry point: an async, cancellable adapter around `Worker.run`.
 
-The only importer of RunPod's SDK. The pipeline runs in a thread; a cancelled task tells it to stop
+The only importer of RunPod's SDK, and only once ComfyUI is on its way up: the SDK takes seconds to
+load. The pipeline runs in a thread; a cancelled task tells it to stop
 and waits until it has. Progress is sent from here, one update after the other and before the
 result: the SDK's own call starts a thread for each, and those may overtake the result.
 """
@@ -12,27 +13,20 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import runpod
-from runpod.http_client import (
-    AsyncClientSession,  # pyright: ignore[reportUnknownVariableType]
-)
-from runpod.serverless.modules.rp_http import (
-    send_result,  # pyright: ignore[reportUnknownVariableType]
-)
-from runpod.serverless.modules.rp_logger import RunPodLogger
-from runpod.serverless.modules.worker_state import JobsProgress
-
+from ltx_worker.boot import Boot
 from ltx_worker.delivery.handover import body_bytes
 from ltx_worker.errors import DeadlineExceeded, JobError, OutputTooLarge
-from ltx_worker.fitness import report, require_fit
 from ltx_worker.logs import configure_logging, get_logger
-from ltx_worker.progress import JobProgress
 from ltx_worker.settings import InvalidSettings, Settings, load_settings
 from ltx_worker.stop import StopSignal, in_daemon_thread, worker_stops
-from ltx_worker.worker import Worker
+
+if TYPE_CHECKING:
+    from ltx_worker.progress import JobProgress
+    from ltx_worker.worker import Worker
 
 # Where RunPod gives jobs and takes progress; absent when the handler runs outside its platform.
 _JOBS_URL_VARIABLE = "RUNPOD_WEBHOOK_GET_JOB"
@@ -41,6 +35,8 @@ _PROGRESS_INTERVAL_S = 1.0
 _FIRST_PROGRESS_S = 0.25
 # How long after its deadline a job may still be on its way out; then it is left behind.
 _OVERTIME_S = 1.8
+# How long an answer that has the worker replaced waits for jobs whose clips are being delivered.
+_OTHERS_S = 30.0
 # How long a cancelled job, whose answer nobody waits for, may take to stop.
 _CANCEL_S = 15.0
 _LEAVE_POLL_S = 0.05
@@ -59,7 +55,10 @@ class Adapter:
         self._is_stopping = False
 
     async def handle(self, job: dict[str, Any]) -> dict[str, Any]:
-        """One job: its result, or `{"error": ...}` with the contract's error as JSON."""
+        """One job: its result, or `{"error": ...}` with the contract's error as JSON.
+
+        An answer that has the worker replaced is the last one: it waits for the other jobs' ends.
+        """
         stop = self._worker.new_stop_signal()
         self._running.add(stop)
         if self._is_stopping:
@@ -75,6 +74,9 @@ class Adapter:
                 raise _stuck(job)
             return self._checked((await run).model_dump(mode="json"))
         except JobError as error:
+            if error.replace_worker:
+                self._running.discard(stop)
+                await self._see_others_off(min(_OTHERS_S, stop.remaining_s))
             return _failure(error)
         except asyncio.CancelledError:
             stop.cancel()
@@ -90,6 +92,15 @@ class Adapter:
         self._is_stopping = True
         for stop in self._running:
             stop.cancel(worker_stops)
+
+    async def _see_others_off(self, seconds: float) -> None:
+        """Let the other jobs end, for so long; those that are not over then are stopped."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + seconds
+        while self._running and loop.time() < give_up + _OVERTIME_S:
+            if loop.time() >= give_up:
+                self.stop_jobs()
+            await asyncio.sleep(_LEAVE_POLL_S)
 
     def _checked(self, answer: dict[str, Any]) -> dict[str, Any]:
         """The answer, which RunPod takes: of one over the limit it would only log the refusal."""
@@ -130,6 +141,13 @@ class ProgressSender:
         self._updates.put_nowait(progress)
 
     async def _send_updates(self) -> None:
+        from runpod.http_client import (  # noqa: PLC0415
+            AsyncClientSession,  # pyright: ignore[reportUnknownVariableType]
+        )
+        from runpod.serverless.modules.rp_http import (  # noqa: PLC0415
+            send_result,  # pyright: ignore[reportUnknownVariableType]
+        )
+
         stopped = asyncio.create_task(self._is_stopped.wait())
         # The job's way to ComfyUI goes before: this would slow it down.
         await asyncio.wait([stopped], timeout=_FIRST_PROGRESS_S)
@@ -153,11 +171,12 @@ class Departure:
     The SDK would let a running job go on to its end, and wait out its request for the next one.
     """
 
-    def __init__(self, adapter: Adapter) -> None:
+    def __init__(self, adapter: Adapter, jobs_at_once: int) -> None:
         self._adapter = adapter
+        self._jobs_at_once = jobs_at_once
         self._is_installed = False
 
-    def concurrency(self, current: int) -> int:
+    def concurrency(self, _current: int) -> int:
         """How many jobs to take at a time.
 
         The SDK asks in its loop before it takes a job, after it has installed signal handlers of
@@ -170,7 +189,7 @@ class Departure:
                 asyncio.get_running_loop().add_signal_handler(
                     number, self._begin, number, of_the_sdk
                 )
-        return current
+        return self._jobs_at_once
 
     def _begin(self, number: int, of_the_sdk: Any) -> None:
         _log.info("worker.stopping", signal=signal.Signals(number).name)
@@ -180,6 +199,8 @@ class Departure:
         self._task = asyncio.create_task(self._leave())
 
     async def _leave(self) -> None:
+        from runpod.serverless.modules.worker_state import JobsProgress  # noqa: PLC0415
+
         while JobsProgress().get_job_count():  # noqa: ASYNC110 - the SDK has no event for it
             await asyncio.sleep(_LEAVE_POLL_S)
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -204,26 +225,43 @@ def main() -> None:
         settings = load_settings()
     except InvalidSettings as error:
         sys.exit(f"The worker cannot start: {error}")
-    _configure_logs(settings)
+    configure_logging(settings.log_level, settings.log_format)
     lost: list[str] = []
     try:
-        worker = Worker(settings, lambda cause: _leave_for(cause, lost))
-    except InvalidSettings as error:
-        sys.exit(f"The worker cannot start: {error}")
+        boot = Boot(settings, lambda cause: _leave_for(cause, lost))
     except JobError as error:
         sys.exit(_cannot_start(error))
     try:
-        serve(worker, settings)
+        with closing(boot):
+            boot.begin()
+            with closing(_worker(boot)) as worker:
+                serve(worker, settings)
     except asyncio.CancelledError:
         _log.info("worker.stopped")
     finally:
-        worker.close()
         if lost:
             sys.exit(f"The worker ends: ComfyUI cannot be started again, {lost[0]}")
 
 
+def _worker(boot: Boot) -> Worker:
+    """The worker, made while ComfyUI starts; ends the process when it cannot be."""
+    from ltx_worker.worker import Worker  # noqa: PLC0415 - ComfyUI's start does not wait for it
+
+    try:
+        return Worker(boot.settings, boot=boot)
+    except InvalidSettings as error:
+        sys.exit(f"The worker cannot start: {error}")
+    except JobError as error:
+        sys.exit(_cannot_start(error))
+
+
 def serve(worker: Worker, settings: Settings) -> None:
     """Check the worker's fitness, then take jobs until told to stop."""
+    import runpod  # noqa: PLC0415 - it takes seconds, in which ComfyUI starts
+
+    from ltx_worker.fitness import report, require_fit  # noqa: PLC0415
+
+    _quieten_sdk(settings)
 
     def ltx_worker() -> None:
         try:
@@ -242,8 +280,9 @@ def serve(worker: Worker, settings: Settings) -> None:
         except RuntimeError as error:
             sys.exit(str(error))
     adapter = Adapter(worker, settings.max_response_bytes)
+    departure = Departure(adapter, settings.concurrency)
     runpod.serverless.start(  # pyright: ignore[reportUnknownMemberType]
-        {"handler": adapter.handle, "concurrency_modifier": Departure(adapter).concurrency}
+        {"handler": adapter.handle, "concurrency_modifier": departure.concurrency}
     )
 
 
@@ -252,7 +291,10 @@ def _cannot_start(error: JobError) -> str:
     return f"The worker cannot start ({error.code}): {error.message}.{hint}"
 
 
-def _configure_logs(settings: Settings) -> None:
+def _quieten_sdk(settings: Settings) -> None:
+    """Have the SDK log as the worker does: it has just set up handlers of its own."""
+    from runpod.serverless.modules.rp_logger import RunPodLogger  # noqa: PLC0415
+
     configure_logging(settings.log_level, settings.log_format)
     if "RUNPOD_LOG_LEVEL" not in os.environ:
         # At its own default the SDK prints every job's output.

@@ -23,7 +23,9 @@ def examine(settings: Settings, *, with_upload: bool) -> list[Finding]:
     An engine that answers already is used; otherwise the worker's own is started for the while.
     """
     try:
-        worker = Worker(_beside_a_running_engine(settings))
+        # It looks, and makes no clip.
+        quiet = {"warm_up": "false", "read_ahead": False}
+        worker = Worker(_beside_a_running_engine(settings).model_copy(update=quiet))
     except JobError as error:
         return [_unstarted(error)]
     try:

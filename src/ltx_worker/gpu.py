@@ -23,7 +23,6 @@ from typing import Any
 from ltx_worker.catalog import Variant, load_catalog
 from ltx_worker.errors import InternalError
 from ltx_worker.geometry import MIN_FRAMES, RESOLUTIONS, Size, snap_frames_down
-from ltx_worker.memory_advice import fitting_megapixel_frames
 from ltx_worker.settings import Settings
 
 _FIELDS = ("name", "memory.total", "driver_version", "mig.mode.current")
@@ -120,6 +119,11 @@ def read_system_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> SystemMemory:
             if limit < machine:
                 return SystemMemory(limit, is_limited=True)
     return SystemMemory(machine)
+
+
+def room_for_weights(memory: SystemMemory) -> int:
+    """The bytes of system memory that are left to weights beside everything else."""
+    return memory.bytes - int(_data()["system"]["beside_weights_gib"] * _GIB)
 
 
 def decide(gpus: Sequence[Gpu], memory: SystemMemory, settings: Settings) -> Decision:
@@ -232,6 +236,9 @@ def _require_low_vram_allowed(gpu: Gpu, settings: Settings) -> None:
 def _megapixel_frames(gpu: Gpu) -> float | None:
     if gpu.memory_mib is None:
         return None
+    # What chooses the files to download does without it.
+    from ltx_worker.memory_advice import fitting_megapixel_frames  # noqa: PLC0415
+
     return fitting_megapixel_frames(gpu.memory_mib * _MIB)
 
 

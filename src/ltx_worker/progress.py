@@ -2,7 +2,8 @@
 
 Within a stage the sampler's steps count. Stage and percent never go back, though ComfyUI may run
 the nodes of a later stage early; the time that remains never grows: a stage that takes longer than
-expected holds it.
+expected holds it. A job that waits for those before it, on a worker that takes several, is told so
+and counts their time in.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from ltx_worker.workflow.template import Stage
 
 # What the worker does once ComfyUI is done; the last stage of a job that is given it.
 DELIVERY = Stage("Delivery", 2.0, frozenset())
+# The name of the first stage for as long as another job's prompt has ComfyUI.
+WAITING = "Waiting for the job before"
 
 # So much has to pass before a pace can be told.
 _MIN_ELAPSED_S = 1.0
@@ -133,6 +136,28 @@ class ProgressTracker:
             case Executed():
                 pass
 
+    def wait(self, ahead_s: float | None) -> None:
+        """Other jobs come first, which need ComfyUI for `ahead_s` yet; None: nobody knows."""
+        if self._on_progress is None or not self._stages:
+            return
+        if self._in_seconds and ahead_s is not None:
+            self._count_down(ahead_s + sum(self._lengths))
+        self._tell(self._clock(), WAITING, 0, 0)
+
+    @property
+    def engine_left_s(self) -> float | None:
+        """Seconds for which ComfyUI will be busy with this job yet; None when nobody knows.
+
+        May be asked from another thread.
+        """
+        if not self._stages:
+            return None
+        remaining_s = self._estimate(self._clock())[1]
+        if remaining_s is None:
+            return None
+        delivery_s = self._lengths[-1] if self._stages[-1] == DELIVERY else 0.0
+        return max(0.0, remaining_s - delivery_s) if self._in_seconds else remaining_s
+
     def deliver(self) -> None:
         """ComfyUI is done: what follows is delivery, where the job has that stage."""
         if DELIVERY in self._stages:
@@ -178,11 +203,16 @@ class ProgressTracker:
         if self._on_progress is None or not self._stages:
             return
         self._look_ahead(now)
+        self._tell(now, self._stages[self._current].name, step, steps)
+
+    def _tell(self, now: float, name: str, step: int, steps: int) -> None:
+        if self._on_progress is None:
+            return
         self._on_progress(
             JobProgress(
                 stage=self._current + 1,
                 stages=len(self._stages),
-                name=self._stages[self._current].name,
+                name=name,
                 step=step,
                 steps=steps,
                 percent=self._percent,
@@ -193,25 +223,37 @@ class ProgressTracker:
 
     def _look_ahead(self, now: float) -> None:
         """Bring the percentage and the time that remains up to date, in their one direction."""
-        whole = sum(self._lengths)
-        part = self._part_of_stage() * self._lengths[self._current]
-        done = (sum(self._lengths[: self._current]) + part) / whole if whole else 1.0
+        done, remaining_s = self._estimate(now)
         self._percent = max(self._percent, min(99, int(100 * done)))
-        ran_s = now - (self._queue_left or self._submitted)
-        if not self._in_seconds:
-            if ran_s < _MIN_ELAPSED_S or not done:
-                return
-            whole = ran_s / done
-        remaining_s = round(whole * (1 - done), 1)
-        if self._remaining_s is None or remaining_s < self._remaining_s:
-            self._remaining_s = remaining_s
+        if remaining_s is not None:
+            self._count_down(remaining_s)
 
-    def _part_of_stage(self) -> float:
+    def _count_down(self, remaining_s: float) -> None:
+        shown = round(remaining_s, 1)
+        if self._remaining_s is None or shown < self._remaining_s:
+            self._remaining_s = shown
+
+    def _estimate(self, now: float) -> tuple[float, float | None]:
+        """How much is done, from 0 to 1, and the seconds that remain, None while nobody knows."""
+        whole = sum(self._lengths)
+        part = self._part_of_stage(now) * self._lengths[self._current]
+        done = (sum(self._lengths[: self._current]) + part) / whole if whole else 1.0
+        if not self._in_seconds:
+            ran_s = now - (self._queue_left or self._submitted)
+            if ran_s < _MIN_ELAPSED_S or not done:
+                return done, None
+            whole = ran_s / done
+        return done, whole * (1 - done)
+
+    def _part_of_stage(self, now: float) -> float:
         """How much of the current stage is done, from 0 to 1; without steps, by its time."""
         length = self._lengths[self._current]
         if self._fraction or not self._in_seconds or not length:
             return self._fraction
-        return min(1.0, self._seconds[self._current] / length)
+        spent_s = self._seconds[self._current]
+        if self._running is not None and self._running[0] == self._current:
+            spent_s += now - self._running[1]
+        return min(1.0, spent_s / length)
 
 
 def _lengths(stages: Sequence[Stage], expected: Mapping[str, float]) -> tuple[list[float], bool]:

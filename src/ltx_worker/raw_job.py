@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import PurePosixPath
 
-from ltx_worker.comfy.execution import Executor
 from ltx_worker.errors import InvalidRequest
+from ltx_worker.generation import Generation
 from ltx_worker.job import Job
 from ltx_worker.job_files import JobFiles
 from ltx_worker.media.fetch import FetchRules, read_media
+from ltx_worker.media.memory_limit import ample_memory
 from ltx_worker.progress import JobProgress, OnProgress, ProgressTracker
 from ltx_worker.raw_request import RawImage, parse_raw_request
 from ltx_worker.raw_result import DeliverRaw, RawResult, collect_raw
@@ -29,7 +30,7 @@ from ltx_worker.workflow.template import Stage, title_of
 
 
 def run_raw(
-    executor: Executor,
+    generation: Generation,
     files: JobFiles,
     job: Job,
     node_info: NodeInfo,
@@ -48,9 +49,10 @@ def run_raw(
     inputs_s = job.age_s
     on_progress = job.on_progress and _without_guess(job.on_progress)
     tracker = ProgressTracker(_stages(graph), on_progress)
-    history = executor.execute(graph, job.prompt_id, job.stop, tracker.on_event, files.is_whole)
+    history = generation.run(job, graph, tracker, files.is_whole)
     made = time.monotonic()
-    found = collect_raw(history, files)
+    with ample_memory():
+        found = collect_raw(history, files)
     draft = RawResult(
         images=found.images,
         outputs=found.outputs,

@@ -54,6 +54,43 @@ class Metadata(_Part):
     worker_version: str
 
 
+class PageCacheTimings(_Part):
+    """How far the weights were read into memory while ComfyUI started."""
+
+    read_bytes: int
+    resident_bytes: int = Field(description="What was in memory already.")
+    seconds: float
+    is_whole: bool = Field(description="Whether nothing was left to read.")
+
+
+class WarmUpTimings(_Part):
+    """The clip that nobody got, made before the first job."""
+
+    seconds: float
+    stages: dict[str, float] = Field(description="ComfyUI's work, by the workflow's stages.")
+    problem: str | None = Field(description="The error's code, where it failed.")
+
+
+class BootTimings(_Part):
+    """Where the worker's start went, in seconds. Parts may have run beside each other."""
+
+    code_s: float = Field(
+        description="From the process's beginning, the start script's where that was replaced by "
+        "the worker, until the code that starts ComfyUI was loaded."
+    )
+    gpu_s: float = Field(description="Asking for the GPU, and choosing by it.")
+    engine_from_s: float = Field(
+        description="From the process's beginning until ComfyUI was started."
+    )
+    engine_s: float = Field(description="ComfyUI, from its start until it listed its nodes.")
+    load_s: float = Field(description="Loading the workflows, beside ComfyUI's start.")
+    wait_s: float = Field(description="Waiting for ComfyUI, once all else was loaded.")
+    check_s: float = Field(description="Checking workflows and models against ComfyUI.")
+    page_cache: PageCacheTimings | None
+    warm_up: WarmUpTimings | None
+    ready_s: float = Field(description="From the process's beginning until jobs were taken.")
+
+
 class Timings(_Part):
     """Where the time went, in seconds."""
 
@@ -64,6 +101,9 @@ class Timings(_Part):
     encode_s: float = Field(description="Fetching, checking and encoding the clip as base64.")
     upload_s: float = Field(description="Uploading to the bucket, and checking what is there.")
     total_s: float
+    boot: BootTimings | None = Field(
+        default=None, description="The worker's start; in the first job's result alone."
+    )
 
     def after(self, handed: HandedOver) -> Timings:
         """The timings of a job, with those of the hand-over that came last."""

@@ -98,8 +98,28 @@ class Settings(BaseSettings):
     job_timeout_s: Seconds = Field(
         default=900.0, description="Seconds a job may take before it is stopped."
     )
+    concurrency: int = Field(
+        default=1,
+        ge=1,
+        le=4,
+        description="Jobs taken at a time. With 2 a clip is read and uploaded while the next job "
+        "is generated; the GPU still runs one job at a time.",
+    )
     comfy_start_timeout_s: Seconds = Field(
         default=300.0, description="Seconds to wait for ComfyUI to answer when the worker starts."
+    )
+    read_ahead: bool = Field(
+        default=True,
+        description="Whether the weights are read into memory while the worker's own ComfyUI "
+        "starts.",
+    )
+    warm_up: Literal["auto", "true", "false"] = Field(
+        default="auto",
+        description="Whether a clip that nobody gets is made before the first job, which then is "
+        "as fast as any other; auto does where the worker starts its own ComfyUI on a GPU.",
+    )
+    warm_up_timeout_s: Seconds = Field(
+        default=300.0, description="Seconds that clip may take before the worker starts without."
     )
     comfy_unresponsive_s: Seconds = Field(
         default=30.0,

@@ -6,35 +6,32 @@ Neither torch nor RunPod's SDK is imported here or below.
 
 from __future__ import annotations
 
-import errno
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_worker import __version__
+from ltx_worker.boot import AnyResult, Boot
 from ltx_worker.comfy.client import History
-from ltx_worker.comfy.connect import server_of
 from ltx_worker.comfy.execution import Executor
 from ltx_worker.comfy.launch import EngineFolders
 from ltx_worker.delivery.bucket import Bucket
 from ltx_worker.delivery.bucket_config import bucket_config, bucket_from_job
+from ltx_worker.delivery.handover import ResultFile
 from ltx_worker.delivery.job_delivery import JobDelivery
 from ltx_worker.delivery.kept import KeptResults
-from ltx_worker.errors import (
-    ComfyUnavailable,
-    InternalError,
-    JobError,
-    OutOfMemory,
-    SystemOutOfMemory,
-)
-from ltx_worker.gpu import decision_for
+from ltx_worker.errors import JobError, OutOfMemory, SystemOutOfMemory
+from ltx_worker.generation import Generation
+from ltx_worker.health import Health
 from ltx_worker.job import Job
 from ltx_worker.job_files import JobFiles
+from ltx_worker.late_files import LateFiles
 from ltx_worker.leftovers import left_behind
 from ltx_worker.logs import bound_job, get_logger
+from ltx_worker.media.memory_limit import ample_memory
 from ltx_worker.media.placing import Placer
 from ltx_worker.memory_advice import Gpu, advise, gpu_of
 from ltx_worker.pace import Pace, kind_of, work_of
@@ -61,24 +58,33 @@ _FORGET_TIMEOUT_S = 0.5
 
 
 class Worker:
-    """Runs jobs on the ComfyUI of `settings`. `start` it before the first job."""
+    """Runs jobs on the ComfyUI of `settings`. `start` it before the first job.
+
+    `run` may be called from several threads: one job's clip is then delivered while the next is
+    generated.
+    """
 
     def __init__(
-        self, settings: Settings, on_given_up: Callable[[str], None] | None = None
+        self,
+        settings: Settings,
+        on_given_up: Callable[[str], None] | None = None,
+        boot: Boot | None = None,
     ) -> None:
         """Raises `WorkflowMismatch`, `ComfyUnavailable`, `GpuUnfit` or `InvalidSettings`.
 
-        `on_given_up` gets the cause when the worker's own ComfyUI cannot be started again.
+        `on_given_up` gets the cause when the worker's own ComfyUI cannot be started again. `boot`
+        is a start that has begun; it has both arguments already.
         """
-        self.decision = decision_for(settings)
-        if self.decision is not None:
-            frames = min(settings.max_frames, self.decision.max_frames)
-            settings = settings.model_copy(update={"max_frames": frames})
-        self._settings = settings
-        self.repertoire = Repertoire(settings)
-        gpu_args = self.decision.comfy_args if self.decision else ()
-        self._server = server_of(settings, gpu_args, on_given_up)
+        self._boot = boot or Boot(settings, on_given_up)
+        self.decision = self._boot.decision
+        self._settings = settings = self._boot.settings
+        with self._boot.timed("load_s"):
+            self.repertoire = Repertoire(settings)
+        self._server = self._boot.server
         self._executor = Executor(self._server)
+        self._health = Health()
+        self._generation = Generation(self._executor, self._health)
+        self._late_files = LateFiles(self._executor.is_unsettled)
         config = bucket_config(settings)
         self._bucket = config and Bucket(config)
         self._kept = KeptResults(self._kept_dir, settings.keep_failed_s)
@@ -87,38 +93,32 @@ class Worker:
         self._gpu: Gpu | None = None
         self._turns = Turns()
         self._pace = Pace()
-        # Files of jobs that ended while ComfyUI did not stop.
-        self._late_files: list[JobFiles] = []
-        # Why this worker serves no more, once that is so.
-        self._latched: JobError | None = None
 
     def start(self) -> None:
         """Have ComfyUI up, check every workflow against its nodes and see which models it has.
 
-        Raises `ComfyUnavailable` or `WorkflowMismatch`.
+        The first job is made warm, too. Raises `ComfyUnavailable` or `WorkflowMismatch`.
         """
-        started = time.monotonic()
-        for reason in self.decision.reasons if self.decision else ():
-            _log.info("gpu.decided", reason=reason)
-        self._node_info = self._server.start()
-        stats = self.system_stats()
-        self._engine = stats["system"].get("engine", "comfyui")
-        self._gpu = gpu_of(stats)
-        self.repertoire.learn(self._node_info, self.decision and self.decision.variant)
-        self._sweep()
+        self._node_info = self._boot.nodes()
+        with self._boot.timed("check_s"):
+            stats = self.system_stats()
+            self._engine = stats["system"].get("engine", "comfyui")
+            self._gpu = gpu_of(stats)
+            self.repertoire.learn(self._node_info, self.decision and self.decision.variant)
+            self._sweep()
+        self._boot.warm_up(self._executor, self.repertoire, self._files, self._forget)
         _log.info(
             "worker.ready",
             engine=self._engine,
             models=self.repertoire.installed,
             workflows=self.repertoire.workflow_names,
-            seconds=round(time.monotonic() - started, 2),
+            boot=self._boot.finish().model_dump(),
         )
 
     def close(self) -> None:
         """End the worker's own ComfyUI, or close the connections to another's."""
-        self._server.stop()
-        for files in self._late_files:
-            files.remove()
+        self._boot.close()
+        self._late_files.remove_all()
 
     @property
     def folders(self) -> EngineFolders:
@@ -145,10 +145,10 @@ class Worker:
             _log.info("job.started")
             try:
                 with self._turns.of(one.id, one.stop):
-                    self._require_health()
+                    self._health.require()
                     result = self._run_raw(one) if is_raw(one.input) else self._run(one)
             except Exception as raised:
-                error = self._judged(raised)
+                error = self._health.judged(raised)
                 _log.warning("job.failed", code=error.code, stage=error.stage, seconds=one.age_s)
                 if error is raised:
                     raise
@@ -177,9 +177,10 @@ class Worker:
                 history = self._execute(job, request, template, graph, tracker, files)
                 made = time.monotonic()
                 tracker.deliver()
-                facts, result_files = collect_clip(
-                    history, template.output_id, request, self._container(request), files
-                )
+                with ample_memory():
+                    facts, result_files = collect_clip(
+                        history, template.output_id, request, self._container(request), files
+                    )
                 collect_s = time.monotonic() - made
                 draft = GenerateResult(
                     video="",
@@ -188,7 +189,7 @@ class Worker:
                     timings=tracker.timings(history, inputs_s, collect_s, job.age_s),
                     warnings=list(request.warnings),
                 )
-                result = delivery.deliver(draft, result_files, request.output)
+                result = self._deliver(delivery, draft, result_files, request.output)
             finally:
                 self._forget(job)
         tracker.finish()
@@ -203,12 +204,12 @@ class Worker:
         with self._files(job) as files:
             try:
                 return run_raw(
-                    self._executor,
+                    self._generation,
                     files,
                     job,
                     self._node_info,
                     self._settings,
-                    lambda draft, found: delivery.deliver(draft, found, OutputOptions()),
+                    lambda draft, found: self._deliver(delivery, draft, found, OutputOptions()),
                 )
             finally:
                 self._forget(job)
@@ -236,9 +237,7 @@ class Worker:
     ) -> History:
         """Step 4; what memory did not suffice for comes with what to ask for instead."""
         try:
-            return self._executor.execute(
-                graph, job.prompt_id, job.stop, tracker.on_event, files.is_whole
-            )
+            return self._generation.run(job, graph, tracker, files.is_whole)
         except OutOfMemory as error:
             advice = advise(
                 request,
@@ -252,18 +251,15 @@ class Worker:
 
     @contextmanager
     def _files(self, job: Job) -> Generator[JobFiles]:
-        """The job's files, gone afterwards; what ComfyUI may still write is removed by the next."""
+        """The job's files, gone afterwards; a later job removes what ComfyUI may write yet."""
         # Only another's ComfyUI can still have what a killed worker's delivery of this job left.
         known_id = "" if self._server.is_own else job.prompt_id
         with self._job_files(known_id) as files:
             try:
                 yield files
             finally:
-                late, self._late_files = self._late_files, []
-                if self._executor.is_unsettled(job.prompt_id):
-                    self._late_files.append(files)
-        for earlier in late:
-            earlier.remove()
+                self._late_files.remove_settled()
+                self._late_files.add(job.prompt_id, files)
 
     def _job_files(self, prompt_id: str = "") -> JobFiles:
         folders = (self.folders.input_dir, self.folders.output_dir)
@@ -284,6 +280,18 @@ class Worker:
             kept=self._kept,
             stop=job.stop,
         )
+
+    def _deliver(
+        self,
+        delivery: JobDelivery,
+        draft: AnyResult,
+        files: Sequence[ResultFile],
+        options: OutputOptions,
+    ) -> AnyResult:
+        """Step 5; the first result tells how the worker's start went."""
+        result = delivery.deliver(self._boot.tell(draft), files, options)
+        self._boot.told()
+        return result
 
     @property
     def _kept_dir(self) -> Path:
@@ -308,24 +316,6 @@ class Worker:
                     files.remove_leftover(leftover)
                     _log.warning("worker.swept", token=leftover.token)
         self._kept.sweep()
-
-    def _require_health(self) -> None:
-        """Raise when an earlier job found that this worker cannot serve any more."""
-        if self._latched is not None:
-            raise ComfyUnavailable(
-                f"This worker waits to be replaced: {self._latched.message}", replace_worker=True
-            )
-
-    def _judged(self, raised: Exception) -> JobError:
-        """The error as the contract has it; what nobody foresaw is logged with its traceback."""
-        if isinstance(raised, JobError):
-            if raised.replace_worker:
-                self._latched = self._latched or raised
-            return raised
-        if isinstance(raised, OSError) and raised.errno == errno.ENOSPC:
-            return InternalError("The worker's disk is full", retryable=True)
-        _log.error("job.crashed", exc_info=raised)
-        return InternalError("The worker failed; its log has the details")
 
     def _metadata(
         self, request: GenerateRequest, facts: ClipFacts, enhanced_prompt: str | None

@@ -22,6 +22,8 @@ from ltx_worker.comfy.server import RemoteComfy
 from ltx_worker.delivery.job_delivery import JobDelivery
 from ltx_worker.delivery.kept import KeptResults
 from ltx_worker.errors import JobError
+from ltx_worker.generation import Generation
+from ltx_worker.health import Health
 from ltx_worker.job import Job
 from ltx_worker.job_files import JobFiles
 from ltx_worker.progress import JobProgress, OnProgress
@@ -68,13 +70,14 @@ def run(
         job_input = {"workflow": graph, "images": listed}
         job = Job(str(uuid.uuid4()), job_input, StopSignal(60), on_progress)
         executor = Executor(RemoteComfy(engine.url, engine.folders, 5, 30))
+        generation = Generation(executor, Health())
         delivery = JobDelivery(
             job.id, job_input, max_bytes, "{job_id}", None, KeptResults(Path(), 0), job.stop
         )
         with JobFiles(client, *folders) as files:
             try:
                 return run_raw(
-                    *(executor, files, job, node_info, Settings(max_media_bytes=max_bytes)),
+                    *(generation, files, job, node_info, Settings(max_media_bytes=max_bytes)),
                     lambda draft, found: delivery.deliver(draft, found, OutputOptions()),
                 )
             finally:

@@ -128,6 +128,7 @@ class Wire:
     `refusals` is how many requests that carry a file are answered with 503. Each of `cuts`
     connections is broken off once `cut_after` bytes of a file have passed. `damage` changes the
     files' first byte. Where `hold` is given, files stall after their first bytes until it is set.
+    Each request that carries a file takes `delay_s` seconds longer than it would.
     """
 
     target: int
@@ -135,6 +136,7 @@ class Wire:
     cut_after: int = 0
     cuts: int = 0
     damage: bool = False
+    delay_s: float = 0.0
     hold: threading.Event | None = None
     held: threading.Event = field(default_factory=threading.Event)
     heads: list[str] = field(default_factory=list)
@@ -212,6 +214,8 @@ def _closing(head: str) -> str:
 def _pass_body(relay: Wire, length: int, reader: Any, upstream: socket.socket) -> bool:
     """Pass a request's body on; whether it was to get there."""
     sent = 0
+    if length:
+        time.sleep(relay.delay_s)
     while sent < length:
         chunk = bytearray(reader.read(min(_CHUNK, length - sent)))
         if not chunk:

@@ -17,7 +17,7 @@ from ltx_worker.comfy.events import (
     Progress,
     Started,
 )
-from ltx_worker.progress import DELIVERY, JobProgress, ProgressTracker
+from ltx_worker.progress import DELIVERY, WAITING, JobProgress, ProgressTracker
 from ltx_worker.workflow.template import Stage
 
 STAGES = (
@@ -223,3 +223,38 @@ def test_whatever_comes_nothing_goes_back(
     assert known == sorted(known, reverse=True)
     assert job.remaining[len(job.remaining) - len(known) :] == known
     assert (job.percents[-1], known[-1], job.reports[-1]["stage"]) == (100, 0, 4)
+
+
+def test_a_job_that_waits_counts_the_time_of_those_before_it() -> None:
+    """It is at 0 % of its first stage, by another name; its time goes down as theirs does."""
+    before, job = Job(EXPECTED), Job(EXPECTED)
+    before.at(0, run("1"))
+    assert before.tracker.engine_left_s == 18.0
+    job.tracker.wait(before.tracker.engine_left_s)
+    before.at(4, run("3")).at(8, step("3", 4, 8))
+    job.now = 108.0
+    job.tracker.wait(before.tracker.engine_left_s)
+    assert job.tracker.engine_left_s == 18.0
+    job.at(18, Started("p"), run("1"))
+    names = [(one["name"], one["stage"], one["percent"]) for one in job.reports]
+    assert names == [(WAITING, 1, 0), (WAITING, 1, 0), ("Loading models", 1, 0)]
+    assert job.remaining == [38.0, 30.0, 20.0]
+    assert job.tracker.queue_s == 18.0
+
+
+def test_a_stage_without_steps_counts_down_for_the_job_behind_it() -> None:
+    """Nothing is heard of it; what it was expected to take goes by, and no more than that."""
+    job = Job(EXPECTED).at(0, run("1")).at(4, run("3")).at(12, run("4"))
+    left: list[float | None] = []
+    for job.now in (112.0, 115.0, 119.0):
+        left.append(job.tracker.engine_left_s)
+    assert left == [pytest.approx(6), pytest.approx(3), 0.0]
+
+
+def test_nobody_knows_how_long_the_first_job_of_a_worker_takes() -> None:
+    """The one behind it is told nothing either, but that it waits."""
+    first, job = Job(), Job()
+    first.at(0.5, run("1"))
+    assert first.tracker.engine_left_s is None
+    job.tracker.wait(first.tracker.engine_left_s)
+    assert job.remaining == [None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ltx_worker.comfy.launch import EngineFolders, launch_of
 from ltx_worker.comfy.process import OwnedComfy
@@ -14,15 +15,20 @@ def server_of(
     settings: Settings,
     gpu_args: Sequence[str] = (),
     on_given_up: Callable[[str], None] | None = None,
+    preload: Callable[[Sequence[Path]], Sequence[Path]] | None = None,
 ) -> ComfyServer:
     """The server, not started yet; raises `ComfyUnavailable` when the settings name none.
 
     `gpu_args` are options for the worker's own ComfyUI, and `on_given_up` gets the cause when that
-    cannot be started again.
+    cannot be started again. `preload` chooses, by the models folders, the weights that it reads
+    onto the GPU as it starts.
     """
     timeouts = (settings.comfy_start_timeout_s, settings.comfy_unresponsive_s)
     if settings.comfy_url is None:
-        return OwnedComfy(launch_of(settings, gpu_args), *timeouts, on_given_up)
+        launch = launch_of(settings, gpu_args)
+        if preload is not None:
+            launch = launch.preloading(preload(launch.folders.models_dirs))
+        return OwnedComfy(launch, *timeouts, on_given_up)
     folders = EngineFolders(
         settings.comfy_input_dir,
         settings.comfy_output_dir,

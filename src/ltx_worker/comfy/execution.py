@@ -47,7 +47,7 @@ OnEvent = Callable[[Event], None]
 
 
 class Executor:
-    """Runs prompts on `server`."""
+    """Runs prompts on `server`, one at a time; `forget` and questions come from any thread."""
 
     def __init__(self, server: ComfyServer) -> None:
         self._server = server
@@ -55,6 +55,8 @@ class Executor:
         self._unsettled: set[str] = set()
         # Prompts that ComfyUI may know.
         self._sent: set[str] = set()
+        # Prompts whose job is over and that are in the history yet.
+        self._to_forget: set[str] = set()
 
     def execute(
         self,
@@ -72,6 +74,7 @@ class Executor:
         """
         client = self._server.client
         client_id = uuid.uuid4().hex
+        self._to_forget.discard(prompt_id)
         try:
             with ComfySocket(client.socket_url(client_id), stop) as socket:
                 asking = self._connect(socket, stop)
@@ -94,9 +97,24 @@ class Executor:
         return history
 
     def forget(self, prompt_id: str, timeout_s: float) -> None:
-        """Take a prompt out of ComfyUI's history; raises `ComfyUnavailable`."""
-        self._server.client.forget(prompt_id, timeout_s)
-        self._sent.discard(prompt_id)
+        """Take a prompt out of ComfyUI's history; raises `ComfyUnavailable`.
+
+        One that cannot be taken out now, such as while ComfyUI is busy with the next job's prompt,
+        goes with a later one.
+        """
+        self._to_forget.add(prompt_id)
+        for one in [prompt_id, *(self._to_forget - {prompt_id})]:
+            self._server.client.forget(one, timeout_s)
+            self._to_forget.discard(one)
+            self._sent.discard(one)
+
+    def disown(self, prompt_id: str) -> None:
+        """Stop a prompt that was not executed here but may have been sent for an earlier delivery.
+
+        Raises nothing: one that has not stopped soon is waited for by the next job.
+        """
+        if not self._server.is_own or prompt_id in self._sent:
+            self._abandon(prompt_id)
 
     def is_unsettled(self, prompt_id: str) -> bool:
         """Whether ComfyUI may still work on a prompt whose job is over."""

@@ -9,8 +9,10 @@ import shutil
 import socket
 import sys
 import tempfile
+import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from ltx_worker.errors import ComfyUnavailable
@@ -52,6 +54,11 @@ class Launch:
         except OSError:
             return False
         return True
+
+    def preloading(self, weights: Sequence[Path]) -> Launch:
+        """The same, with weights that the worker's nodes read onto the GPU as the engine starts."""
+        names = os.pathsep.join(str(path) for path in weights)
+        return replace(self, environment={**self.environment, "LTX2_PRELOAD": names})
 
     @property
     def record_path(self) -> Path:
@@ -116,8 +123,16 @@ def comfyui_command(comfyui_dir: Path, python: Path | None = None) -> tuple[str,
         str(comfyui_dir / "main.py"),
         "--disable-auto-launch",
         "--disable-metadata",
+        *_quick_options(),
         *([] if shutil.which("nvidia-smi") else ["--cpu"]),
     )
+
+
+@cache
+def _quick_options() -> tuple[str, ...]:
+    """What shortens its start, as `launch.toml` says."""
+    data = tomllib.loads(Path(__file__).with_name("launch.toml").read_text(encoding="utf-8"))
+    return tuple(data["options"])
 
 
 def serving_options(port: int, folders: EngineFolders) -> Sequence[str]:

@@ -18,7 +18,10 @@ _END_S = 5.0
 def record(path: Path, pid: int) -> None:
     """Write down that this process owns the engine `pid`."""
     entry = {"engine": _identity(pid), "worker": _identity(os.getpid())}
-    path.write_text(json.dumps(entry))
+    # Whole or not at all: another worker may read it meanwhile.
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(entry))
+    new.replace(path)
 
 
 def forget(path: Path) -> None:

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -35,7 +36,10 @@ class KeptResult:
 
 
 class KeptResults:
-    """A folder with one subfolder for each kept job; `keep_s` is how many seconds it stays."""
+    """A folder with one subfolder for each kept job; `keep_s` is how many seconds it stays.
+
+    May be used by several threads, each for a job of its own.
+    """
 
     def __init__(self, folder: Path, keep_s: float) -> None:
         self._folder = folder
@@ -80,8 +84,10 @@ class KeptResults:
         if not self._folder.is_dir():
             return
         for entry in self._folder.iterdir():
-            if time.time() - entry.stat().st_mtime >= self._keep_s:
-                shutil.rmtree(entry, ignore_errors=True)
+            # Another job may be removing it.
+            with suppress(FileNotFoundError):
+                if time.time() - entry.stat().st_mtime >= self._keep_s:
+                    shutil.rmtree(entry, ignore_errors=True)
 
     def _folder_of(self, job_id: str) -> Path:
         return self._folder / hashlib.sha256(job_id.encode()).hexdigest()[:32]

@@ -12,11 +12,8 @@ kilobytes of an mp4's index can claim samples that take gigabytes.
 from __future__ import annotations
 
 import io
-import resource
-import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import av
@@ -26,6 +23,7 @@ from av.error import FFmpegError, InvalidDataError
 from av.packet import Packet
 
 from ltx_worker.errors import InputRejected
+from ltx_worker.media.memory_limit import ample_memory, limited_memory
 from ltx_worker.stop import StopSignal
 
 # FFmpeg's names; "mov" is also mp4 and m4a, "matroska" also webm.
@@ -51,21 +49,17 @@ _GUARD = {
     "protocol_whitelist": "none",
     "max_streams": "64",
 }
-# Beyond what the process has when reading begins; a 4K clip of seconds takes less than 5 MB.
-_MAX_READING_BYTES = 160_000_000
-_STATM = Path("/proc/self/statm")
-_limit_lock = threading.RLock()
 
 
 @contextmanager
 def opened(data: bytes, field: str) -> Generator[InputContainer]:
     """FFmpeg's view of `data`; its errors inside become `InputRejected` naming `field`."""
     try:
-        with _limited_memory():
+        with limited_memory():
             container = av.open(
                 io.BytesIO(data), "r", container_options=_GUARD, metadata_errors="replace"
             )
-        with container:
+        with container, ample_memory():
             yield container
     # PyAV raises the latter for what it does not know, such as a rate of 0.
     except (FFmpegError, ValueError, OverflowError, MemoryError) as error:
@@ -75,30 +69,8 @@ def opened(data: bytes, field: str) -> Generator[InputContainer]:
 @contextmanager
 def surveyed(data: bytes, field: str) -> Generator[InputContainer]:
     """As `opened`, for reading packets only: that too is done within the limit of memory."""
-    with _limited_memory(), opened(data, field) as container:
+    with limited_memory(), opened(data, field) as container:
         yield container
-
-
-@contextmanager
-def _limited_memory() -> Generator[None]:
-    """Let the process have no more than `_MAX_READING_BYTES` beyond what it has, on Linux.
-
-    FFmpeg is then refused memory, and says so or leaves out what it has no room for. The limit is
-    the whole process's, so what is done under it is short.
-    """
-    if not _STATM.exists():
-        yield
-        return
-    with _limit_lock:
-        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        used = int(_STATM.read_text(encoding="ascii").split()[5]) * resource.getpagesize()
-        wanted = used + _MAX_READING_BYTES
-        tightest = min((limit for limit in (soft, hard) if limit >= 0), default=wanted)
-        resource.setrlimit(resource.RLIMIT_DATA, (min(wanted, tightest), hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def sound_stream(container: InputContainer) -> AudioStream | None:

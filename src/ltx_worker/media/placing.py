@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from ltx_worker.geometry import Size
 from ltx_worker.job_files import JobFiles
 from ltx_worker.media.fetch import FetchRules, read_media
+from ltx_worker.media.memory_limit import ample_memory
 from ltx_worker.media.normalise import contained, read_picture, write_picture
 from ltx_worker.request import GenerateRequest
 from ltx_worker.request_fields import MediaSource
@@ -62,12 +63,13 @@ class Placer:
     ) -> tuple[GenerateRequest, str]:
         """Write a picture; a clip without a size takes its ratio."""
         data = self._read(source, field, self.settings.max_image_bytes)
-        picture = read_picture(data, field)
-        request = request.fitted_to(Size(*picture.size))
-        if request.fit == "contain":
-            picture = contained(picture, request.made.size)
         path = self.files.input_path(file_name)
-        write_picture(picture, path)
+        with ample_memory():
+            picture = read_picture(data, field)
+            request = request.fitted_to(Size(*picture.size))
+            if request.fit == "contain":
+                picture = contained(picture, request.made.size)
+            write_picture(picture, path)
         return request, self.files.publish(path)
 
     def _keyframes(
