@@ -21,8 +21,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from ltx_worker.errors import InvalidRequest, Problem
 from ltx_worker.request_fields import Media, MediaSource, RequestFields, unknown_field
+from ltx_worker.workflow.bindings import Graph
 from ltx_worker.workflow.node_inputs import is_list, is_object
-from ltx_worker.workflow.template import Graph
 
 MAX_NODES = 1000
 MAX_IMAGES = 64

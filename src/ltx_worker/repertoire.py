@@ -15,11 +15,13 @@ from ltx_worker.errors import WorkflowMismatch
 from ltx_worker.offer import Offer, WorkflowKey
 from ltx_worker.recipes import load_recipe
 from ltx_worker.request import GenerateRequest
+from ltx_worker.request_output import unheeded_warnings
 from ltx_worker.request_reader import parse_request
 from ltx_worker.settings import Settings
 from ltx_worker.workflow.bindings import Graph
 from ltx_worker.workflow.lora_check import require_fitting_loras
 from ltx_worker.workflow.nodes import explain, validate
+from ltx_worker.workflow.substitutes import Substitutes
 from ltx_worker.workflow.template import Template, load_templates
 from ltx_worker.workflow.values import Placed, base_graph, render, require_models
 
@@ -35,6 +37,7 @@ class Repertoire:
         self._inventory = Inventory(self._catalog, frozenset())
         self._offer = self._make_offer()
         self._unavailable: dict[str, tuple[str, ...]] = {}
+        self._substitutes = Substitutes()
 
     @property
     def installed(self) -> tuple[str, ...]:
@@ -68,6 +71,7 @@ class Repertoire:
 
         Of files that serve alike, those of the `preferred` variant are taken.
         """
+        self._substitutes = Substitutes.of(node_info)
         self._templates = self._runnable(node_info)
         self._inventory = Inventory.from_node_info(
             self._catalog, node_info, self._settings.variant, preferred
@@ -82,7 +86,8 @@ class Repertoire:
             template = next(iter(self._templates.values()))
             require_models(self._base_graph(self._catalog.families[0], template), self._inventory)
         offer = replace(self._offer, has_bucket=has_bucket)
-        return parse_request(job_input, offer, default_seed)
+        request = parse_request(job_input, offer, default_seed)
+        return request.warned(*unheeded_warnings(request.output, self._substitutes.options))
 
     def render(
         self,
@@ -96,7 +101,9 @@ class Repertoire:
         recipe = load_recipe(request.family, request.quality)
         graph = render(template, request, recipe, self._inventory, filename_prefix, placed)
         require_fitting_loras(graph, request.family, models_dirs)
-        return template, graph
+        container = request.output.format or self._settings.video_format
+        asked = {"format": container, "quality": request.output.quality}
+        return template, self._substitutes.in_graph(graph, asked)
 
     def variant_of(self, request: GenerateRequest) -> str:
         """The precision of the checkpoint that serves the request: fp8 or fp16."""
@@ -118,7 +125,7 @@ class Repertoire:
                 continue
             if available.unavailable:
                 self._unavailable[template.name] = tuple(sorted(available.unavailable))
-            graph = available.everything()
+            graph = self._substitutes.in_graph(available.everything())
             validation = validate(graph, with_models)
             if problems := explain(validation.error, validation.node_errors, graph):
                 raise WorkflowMismatch(f"Workflow {template.name}: " + "; ".join(problems))

@@ -40,6 +40,7 @@ Direction = Literal["forward", "backward"]
 Replace = Literal["video", "audio", "both"]
 Fit = Literal["cover", "contain"]
 Delivery = Literal["auto", "base64", "url"]
+ClipQuality = Literal["low", "medium", "high", "maximum"]
 Control = Literal["canny", "depth", "pose", "motion_track", "union", "restyle"]
 
 MAX_PROMPT_CHARACTERS = 10_000
@@ -141,6 +142,11 @@ class OutputOptions(_Fields):
         max_length=512,
         description="Name of an uploaded clip, below the worker's prefix; the suffix may be left "
         "out.",
+    )
+    quality: Annotated[ClipQuality, BeforeValidator(_lower)] | None = Field(
+        default=None,
+        description="low, medium, high or maximum: how much of the frames the encoder keeps, and "
+        "how large the file becomes; default high.",
     )
     thumbnail: bool = Field(
         default=False, description="Also a JPEG of at most 512 pixels a side, from one third in."

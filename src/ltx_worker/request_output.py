@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import PurePosixPath
 
 from ltx_worker.errors import Problem
@@ -23,3 +24,10 @@ def output_problems(
     if suffix in CLIP_SUFFIXES and suffix != f".{made}":
         problems.append(Problem("output.key", f"ends in {suffix}, but the clip is {made}"))
     return problems
+
+
+def unheeded_warnings(options: OutputOptions, heeded: Collection[str]) -> list[str]:
+    """What the caller asks for that ComfyUI's own save node, where it is used, does not know."""
+    if options.quality is None or "quality" in heeded:
+        return []
+    return ["output.quality has no effect: this ComfyUI lacks the worker's own save node"]

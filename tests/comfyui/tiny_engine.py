@@ -13,6 +13,7 @@ from ltx_worker import engines
 from ltx_worker.comfy.launch import comfyui_python
 
 _HERE = Path(__file__).parent
+_PACKS = _HERE.parents[1] / "docker" / "custom_nodes"
 _CACHE = Path.home() / ".cache" / "ltx-worker"
 # Tiny tensors gain nothing from threads, and lose much to those of another process.
 TINY_ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
@@ -43,7 +44,7 @@ def tiny_options(folder: Path) -> list[str]:
     rows = "".join(f"  {name}: {name}\n" for name in _FOLDERS)
     paths.write_text(
         f"tiny:\n  base_path: {TINY_MODELS}\n  is_default: true\n{rows}"
-        f"nodes:\n  custom_nodes: {_HERE / 'custom_nodes'}\n"
+        f"nodes:\n  custom_nodes: |\n    {_HERE / 'custom_nodes'}\n    {_PACKS}\n"
     )
     frontend = folder / "frontend"
     frontend.mkdir(exist_ok=True)
@@ -54,4 +55,5 @@ def tiny_options(folder: Path) -> list[str]:
         "--use-pytorch-cross-attention",
         "--disable-all-custom-nodes",
         *("--whitelist-custom-nodes", "ltx_tiny_gemma", "ltx_faults", "ComfyUI-LTXVideo"),
+        "ltx_worker_nodes",
     ]

@@ -376,6 +376,7 @@ def test_comfyui_looks_for_every_kind_of_model_on_both_volumes() -> None:
             blocks[name] = {}
     folders = {row["folder"] for row in catalog()["files"]}
     start_script = (ROOT / "start.sh").read_text()
+    assert blocks.pop("worker") == {"base_path": "/app/docker", "custom_nodes": "custom_nodes"}
     assert len(blocks) == 2
     for block in blocks.values():
         assert block.pop("base_path") in start_script

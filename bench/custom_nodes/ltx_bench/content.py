@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import comfy.ldm.lightricks.vae.causal_video_autoencoder as autoencoder
+import comfy.sd
 import torch
 
 GRAIN = 0.02
@@ -37,10 +39,47 @@ def install() -> None:
         self.conv_out.register_forward_hook(clip.replace)
 
     autoencoder.Decoder.__init__ = build_and_hook
+    make = comfy.sd.VAE.__init__
+
+    @functools.wraps(make)
+    def make_and_wrap(self: Any, *args: Any, **options: Any) -> None:
+        make(self, *args, **options)
+        decoder = getattr(self.first_stage_model, "decoder", None)
+        if isinstance(decoder, autoencoder.Decoder):
+            self.process_output = StreamedClip(self.process_output)
+
+    comfy.sd.VAE.__init__ = make_and_wrap
+
+
+class StreamedClip:
+    """For decoders that do not call their convolutions as modules: each piece is replaced.
+
+    Frames go on from job to job, so that no two jobs have the same.
+    """
+
+    def __init__(self, process: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._process = process
+        self._frame = 0
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """ComfyUI's own work first; pieces (batch, 3, frames, height, width) change in place."""
+        processed = self._process(pixels)
+        if DecodedClip.has_replaced:
+            DecodedClip.has_replaced = False
+        elif processed.dim() == 5 and processed.is_cuda:
+            count, *size = processed.shape[2:]
+            numbers = torch.linspace(0, 1, _PARAMETERS, device=processed.device)
+            frames = natural_frames(numbers, self._frame, count, tuple(size), processed.dtype)
+            processed.copy_(frames[None].expand_as(processed))
+            self._frame += count
+        return processed
 
 
 class DecodedClip:
     """The frames of the clip that a decoder is at."""
+
+    # Whether the pixels that are processed next come from here already.
+    has_replaced = False
 
     def __init__(self, patch_size: int) -> None:
         self._patch_size = patch_size
@@ -70,6 +109,7 @@ class DecodedClip:
             # -1 to 1 is what a decoder gives.
             patches = autoencoder.patchify(frames.mul_(2).sub_(1)[None], side, 1)
             result[:, :, start:stop] = patches.expand(batch, *patches.shape[1:])
+        DecodedClip.has_replaced = True
         return result
 
 

@@ -28,7 +28,8 @@ def collect_clip(
     if reported is None:
         raise ComfyFailed("ComfyUI reported success without a clip")
     path = files.collect(reported)
-    if container == "webm":
+    # ComfyUI's own save node knows only mp4; the worker's writes either.
+    if container == "webm" and not reported.filename.endswith(".webm"):
         mp4, path = path, files.scratch_path("clip.webm")
         to_webm(mp4, path)
     facts = probe(path)

@@ -18,6 +18,7 @@ from typing import Any
 
 from ltx_worker.catalog import load_catalog
 from ltx_worker.errors import ModelMissing, Problem
+from ltx_worker.workflow.bindings import Graph
 from ltx_worker.workflow.node_inputs import (
     UPLOADS,
     DeclaredInput,
@@ -25,7 +26,7 @@ from ltx_worker.workflow.node_inputs import (
     declared_inputs,
     is_list,
 )
-from ltx_worker.workflow.template import Graph, title_of
+from ltx_worker.workflow.template import title_of
 from ltx_worker.workflow.validation import validate
 
 # Classes that no value of their inputs makes safe, and why.
