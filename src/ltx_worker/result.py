@@ -95,7 +95,9 @@ class Timings(_Part):
     """Where the time went, in seconds."""
 
     inputs_s: float = Field(description="Reading the request and its media.")
-    queue_s: float = Field(description="Waiting in ComfyUI's queue.")
+    queue_s: float = Field(
+        description="Waiting for ComfyUI: for the jobs before this one, and in its queue."
+    )
     comfy_s: float | None = Field(description="ComfyUI's own time for the job, by its history.")
     stages: dict[str, float] = Field(description="ComfyUI's work, by the workflow's stages.")
     encode_s: float = Field(description="Fetching, checking and encoding the clip as base64.")

@@ -113,6 +113,11 @@ class Settings(BaseSettings):
         description="Whether the weights are read into memory while the worker's own ComfyUI "
         "starts.",
     )
+    speed_off: str = Field(
+        default="",
+        description="Speed-ups of the worker's own nodes to leave out, by commas: transformer, "
+        "upsampler, decoder, weights.",
+    )
     warm_up: Literal["auto", "true", "false"] = Field(
         default="auto",
         description="Whether a clip that nobody gets is made before the first job, which then is "

@@ -174,6 +174,7 @@ UPSCALER: Config = {
     "spatial_upsample": True,
     "temporal_upsample": False,
     "spatial_scale": 2.0,
+    "rational_resampler": False,
 }
 TEMPORAL_UPSCALER: Config = UPSCALER | {"spatial_upsample": False, "temporal_upsample": True}
 
@@ -195,7 +196,6 @@ class Family:
     upscaler: str
     temporal_upscaler: str
     config: Config
-    rational_resampler: bool
     loudness: float
 
 
@@ -224,7 +224,6 @@ FAMILIES = (
         upscaler="ltx-2-spatial-upscaler-x2-1.0.safetensors",
         temporal_upscaler="ltx-2-temporal-upscaler-x2-1.0.safetensors",
         config={"transformer": TRANSFORMER, "vocoder": VOCODER},
-        rational_resampler=False,
         loudness=6.0,
     ),
     Family(
@@ -241,7 +240,6 @@ FAMILIES = (
         upscaler="ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
         temporal_upscaler="ltx-2.3-temporal-upscaler-x2-1.0.safetensors",
         config={"transformer": TRANSFORMER_23, "vocoder": VOCODER_23},
-        rational_resampler=True,
         loudness=0.004,
     ),
 )

@@ -162,9 +162,8 @@ def lora_metadata(file_name: str) -> Metadata | None:
 
 def upscaler(family: sizes.Family, sizes_of: sizes.Config) -> tuple[Tensors, Metadata]:
     """A latent upscaler and the configuration it is loaded with."""
-    config = sizes_of | {"rational_resampler": family.rational_resampler}
-    model = comfy("ldm.lightricks.latent_upsampler").LatentUpsampler.from_config(config)
-    return fill_module(family.name, model), as_metadata(config)
+    model = comfy("ldm.lightricks.latent_upsampler").LatentUpsampler.from_config(sizes_of)
+    return fill_module(family.name, model), as_metadata(sizes_of)
 
 
 def tokenizer_model() -> torch.Tensor:

@@ -42,7 +42,8 @@ def test_nothing_of_a_job_or_a_secret_is_logged(tmp_path: Path) -> None:
         ]
         records = [platform.wait(platform.submit(job), 60) for job in jobs]
         assert [record.error is None for record in records] == [True, False, False, False]
-        log = process.log_tail
+    # All of it: what is written just before an answer is read just after it.
+    log = process.log_tail
     assert image[:40] not in "\n".join(log)
     assert [line for line in log if CANARY in line] == []
     events = [json.loads(line) for line in log if line.startswith("{")]

@@ -275,7 +275,7 @@ def temporary_dir(case: Case) -> Path:
 FOLDERS = {
     "output folder": (output_dir, {}, "comfy_failed"),
     "input folder": (input_dir, {"image": noise()}, "internal"),
-    "temporary folder": (temporary_dir, {"output": {"format": "webm"}}, "internal"),
+    "temporary folder": (temporary_dir, {"output": {"last_frame": True}}, "internal"),
 }
 
 

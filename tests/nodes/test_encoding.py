@@ -187,7 +187,7 @@ def sound_bytes(path: Path) -> int:
 
 # ---- how the work is divided ------------------------------------------------------------------
 
-RULES = SegmentRules(threads=8, min_frames=24, max_frames=100)
+RULES = SegmentRules(cores=8, threads_per_core=1, min_frames=24, max_frames=100)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from tests.conftest import SMALL
 
 from ltx_worker.comfy.diagnosis import Fault, death_of, fault_of
 from ltx_worker.comfy.launch import launch_of
+from ltx_worker.comfy.orphan import record
 from ltx_worker.engines import free_port
 from ltx_worker.errors import ComfyFailed, ComfyUnavailable, JobError
 from ltx_worker.settings import Settings
@@ -216,6 +217,14 @@ def test_an_engine_whose_worker_was_killed_is_ended_by_the_next(
     assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
     assert worker.run({"id": "after", "input": SMALL}).metadata.num_frames == 9
     worker.close()
+
+
+def test_an_engine_that_ended_at_once_is_not_written_down(tmp_path: Path) -> None:
+    """Why it ended is told by what waits for it; a later worker has nothing to end."""
+    engine = subprocess.Popen([sys.executable, "-c", ""])
+    engine.wait()
+    record(tmp_path / "engine.json", engine.pid)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_port_in_use_is_told_at_start(make_settings: MakeSettings) -> None:

@@ -52,13 +52,13 @@ class Plan:
 
 def plan_for(num_frames: int, cores: int, rules: SegmentRules) -> Plan:
     """Segments of equal length, as many as the cores can work on and the rules allow."""
-    at_a_time = max(1, round(cores / rules.threads))
+    at_a_time = max(1, round(cores / rules.cores))
     fewest = math.ceil(num_frames / rules.max_frames)
     most = max(1, num_frames // rules.min_frames)
     count = max(fewest, min(most, at_a_time * math.ceil(fewest / at_a_time)))
     bounds = [num_frames * index // count for index in range(count + 1)]
     at_a_time = min(at_a_time, count)
-    threads = min(rules.threads, math.ceil(cores / at_a_time))
+    threads = math.ceil(min(rules.cores, cores / at_a_time) * rules.threads_per_core)
     segments = tuple((a, b - a) for a, b in pairwise(bounds))
     return Plan(segments, at_a_time, threads)
 

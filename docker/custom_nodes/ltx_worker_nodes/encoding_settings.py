@@ -16,9 +16,12 @@ Options = Mapping[str, str]
 
 @dataclass(frozen=True)
 class SegmentRules:
-    """Most threads of a segment's encoder, and how few and how many frames a segment has."""
+    """The cores that a segment's encoder keeps busy with so many threads for each, and how few and
+    how many frames a segment has.
+    """
 
-    threads: int
+    cores: int
+    threads_per_core: float
     min_frames: int
     max_frames: int
 

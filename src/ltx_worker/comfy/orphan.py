@@ -17,7 +17,11 @@ _END_S = 5.0
 
 def record(path: Path, pid: int) -> None:
     """Write down that this process owns the engine `pid`."""
-    entry = {"engine": _identity(pid), "worker": _identity(os.getpid())}
+    try:
+        entry = {"engine": _identity(pid), "worker": _identity(os.getpid())}
+    except psutil.NoSuchProcess:
+        # It has ended already: there is nothing to end later.
+        return
     # Whole or not at all: another worker may read it meanwhile.
     new = path.with_suffix(".new")
     new.write_text(json.dumps(entry))

@@ -27,12 +27,12 @@ def run_on(x: torch.Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class Modulation:
-    """One of the parameters that a timestep gives every block, e.g. a scale, a shift or a gate.
+class Parameters:
+    """What a timestep gives a block: scales, shifts and gates, told apart by their index.
 
-    `table` is the block's own row, [width]. `rows` is [batch, n, width], a view into the embedded
-    timestep: row j holds for the j-th of n equal runs of tokens (n is 1, the frames or the tokens).
-    The parameter is their sum.
+    `table` is the block's own, [parameters, width]. `rows` is the embedded timestep, [batch, n,
+    parameters * width]: row j holds for the j-th of n equal runs of tokens (n is 1, the frames or
+    the tokens). A parameter is the sum of its parts of both.
     """
 
     table: torch.Tensor
@@ -40,41 +40,28 @@ class Modulation:
 
 
 @triton.jit
-def _parameter(table, rows, batch, token, run, stride_batch, stride_row, columns, inside):
+def _parameter(table, rows, index, width, columns, inside):
     """table + rows at one token, float32."""
-    row = rows + batch * stride_batch + (token // run) * stride_row
-    return tl.load(table + columns, inside, 0.0).to(tl.float32) + tl.load(
-        row + columns, inside, 0.0
-    ).to(tl.float32)
+    at = index * width + columns
+    from_table = tl.load(table + at, inside, 0.0).to(tl.float32)
+    return from_table + tl.load(rows + at, inside, 0.0).to(tl.float32)
 
 
-@triton.jit
-def _modulated(
-    normed, scale_table, scale_rows, shift_table, shift_rows, batch, token, run,
-    stride_batch, stride_row, columns, inside,
-):  # fmt: skip
-    scale = _parameter(
-        scale_table, scale_rows, batch, token, run, stride_batch, stride_row, columns, inside
-    )
-    shift = _parameter(
-        shift_table, shift_rows, batch, token, run, stride_batch, stride_row, columns, inside
-    )
-    return normed * (1.0 + scale) + shift
-
-
-# What differs from one clip size to the next must not make a new variant of a kernel.
-@triton.jit(do_not_specialize=["tokens", "gate_run", "run1", "run2"])
+# What differs from one clip size or place to the next must not make a new variant of a kernel.
+@triton.jit(
+    do_not_specialize=[
+        "tokens", "gate_run", "gate", "run1", "scale1", "shift1", "run2", "scale2", "shift2",
+    ]
+)  # fmt: skip
 def _add_norm_kernel(
-    x, branch, gate_table, gate_rows, gate_run, gate_stride_batch, gate_stride_row,
-    first, scale1_table, scale1_rows, shift1_table, shift1_rows, run1, stride1_batch, stride1_row,
-    second, scale2_table, scale2_rows, shift2_table, shift2_rows, run2, stride2_batch, stride2_row,
+    x, branch, gate_table, gate_rows, gate_run, gate_stride, gate,
+    first, table1, rows1, run1, stride1, scale1, shift1,
+    second, table2, rows2, run2, stride2, scale2, shift2,
     tokens, width, eps,
     HAS_BRANCH: tl.constexpr, HAS_GATE: tl.constexpr, OUTPUTS: tl.constexpr,
     MODULATED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     index = tl.program_id(0).to(tl.int64)
-    batch = index // tokens
-    token = index % tokens
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     at = index * width + columns
@@ -82,10 +69,8 @@ def _add_norm_kernel(
     if HAS_BRANCH:
         added = tl.load(branch + at, inside, 0.0).to(tl.float32)
         if HAS_GATE:
-            added *= _parameter(
-                gate_table, gate_rows, batch, token, gate_run, gate_stride_batch,
-                gate_stride_row, columns, inside,
-            )  # fmt: skip
+            here = gate_rows + (index // gate_run) * gate_stride
+            added *= _parameter(gate_table, here, gate, width, columns, inside)
         rounded = (row + added).to(x.dtype.element_ty)
         tl.store(x + at, rounded, inside)
         row = rounded.to(tl.float32)
@@ -93,17 +78,58 @@ def _add_norm_kernel(
         normed = row * tl.rsqrt(tl.sum(row * row, 0) / width + eps)
         result = normed
         if MODULATED:
-            result = _modulated(
-                normed, scale1_table, scale1_rows, shift1_table, shift1_rows, batch, token, run1,
-                stride1_batch, stride1_row, columns, inside,
-            )  # fmt: skip
+            here = rows1 + (index // run1) * stride1
+            scale = _parameter(table1, here, scale1, width, columns, inside)
+            result = normed * (1.0 + scale) + _parameter(
+                table1, here, shift1, width, columns, inside
+            )
         tl.store(first + at, result.to(first.dtype.element_ty), inside)
         if OUTPUTS > 1:
-            result = _modulated(
-                normed, scale2_table, scale2_rows, shift2_table, shift2_rows, batch, token, run2,
-                stride2_batch, stride2_row, columns, inside,
-            )  # fmt: skip
+            here = rows2 + (index // run2) * stride2
+            scale = _parameter(table2, here, scale2, width, columns, inside)
+            result = normed * (1.0 + scale) + _parameter(
+                table2, here, shift2, width, columns, inside
+            )
             tl.store(second + at, result.to(second.dtype.element_ty), inside)
+
+
+def add_norm(
+    x: torch.Tensor,
+    branch: torch.Tensor | None = None,
+    gate: tuple[Parameters, int] | None = None,
+    modulations: tuple[tuple[Parameters, int, int], ...] | None = (),
+    eps: float = 1e-6,
+) -> tuple[torch.Tensor, ...]:
+    """Add a branch to the residual stream in place, and normalise the sum.
+
+    `x` and `branch` are [batch, tokens, width], contiguous; x += branch * gate. For each of
+    `modulations`, at most two, whose numbers are the indices of scale and shift, the result is
+    rms_norm(x) * (1 + scale) + shift; with none of them it is rms_norm(x); with `modulations` None
+    nothing is normalised.
+    """
+    batch, tokens, width = x.shape
+    pairs = modulations or ()
+    outputs = 0 if modulations is None else max(1, len(pairs))
+    results = tuple(torch.empty_like(x) for _ in range(outputs))
+    gated = (x, x, 1, 0, 0) if gate is None else (*_arguments(gate[0], tokens), gate[1])
+    blocks = [(x, x, x, 1, 0, 0, 0)] * 2
+    for index, out in enumerate(results):
+        blocks[index] = (out, x, x, 1, 0, 0, 0)
+        if index < len(pairs):
+            parameters, scale, shift = pairs[index]
+            blocks[index] = (out, *_arguments(parameters, tokens), scale, shift)
+    _add_norm_kernel[(batch * tokens,)](
+        x, x if branch is None else branch, *gated, *blocks[0], *blocks[1], tokens, width, eps,
+        HAS_BRANCH=branch is not None, HAS_GATE=gate is not None, OUTPUTS=outputs,
+        MODULATED=bool(pairs), BLOCK=triton.next_power_of_2(width), num_warps=8,
+    )  # fmt: skip
+    return results
+
+
+def _arguments(parameters: Parameters, tokens: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    # Rows of all batches lie behind each other, and so do the tokens.
+    rows = parameters.rows
+    return parameters.table, rows, tokens // rows.shape[1], rows.shape[2]
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -131,49 +157,6 @@ def _norm_rotate_kernel(
     s = tl.load(sin + angle, inside, 0.0).to(tl.float32)
     tl.store(out + row + first, (a * c - b * s).to(out.dtype.element_ty), inside)
     tl.store(out + row + second, (b * c + a * s).to(out.dtype.element_ty), inside)
-
-
-def add_norm(
-    x: torch.Tensor,
-    branch: torch.Tensor | None = None,
-    gate: Modulation | None = None,
-    modulations: tuple[tuple[Modulation, Modulation], ...] | None = (),
-    eps: float = 1e-6,
-) -> tuple[torch.Tensor, ...]:
-    """Add a branch to the residual stream in place, and normalise the sum.
-
-    `x` and `branch` are [batch, tokens, width], contiguous; x += branch * gate. For each
-    (scale, shift) of `modulations`, at most two, the result is rms_norm(x) * (1 + scale) + shift;
-    with none of them it is rms_norm(x); with `modulations` None nothing is normalised.
-    """
-    batch, tokens, width = x.shape
-    pairs = modulations or ()
-    outputs = 0 if modulations is None else max(1, len(pairs))
-    results = tuple(torch.empty_like(x) for _ in range(outputs))
-    gate_arguments = (x, x, 1, 0, 0) if gate is None else _arguments(gate, tokens)
-    blocks = [(x, x, x, x, x, 1, 0, 0)] * 2
-    for index, out in enumerate(results):
-        blocks[index] = (out, x, x, x, x, 1, 0, 0)
-        if index < len(pairs):
-            scale, shift = pairs[index]
-            run, *strides = _arguments(scale, tokens)[2:]
-            blocks[index] = (
-                out, scale.table, scale.rows, shift.table, shift.rows, run, *strides
-            )  # fmt: skip
-    _add_norm_kernel[(batch * tokens,)](
-        x, x if branch is None else branch, *gate_arguments, *blocks[0], *blocks[1],
-        tokens, width, eps,
-        HAS_BRANCH=branch is not None, HAS_GATE=gate is not None, OUTPUTS=outputs,
-        MODULATED=bool(pairs), BLOCK=triton.next_power_of_2(width), num_warps=8,
-    )  # fmt: skip
-    return results
-
-
-def _arguments(
-    parameter: Modulation, tokens: int
-) -> tuple[torch.Tensor, torch.Tensor, int, int, int]:
-    rows = parameter.rows
-    return parameter.table, rows, tokens // rows.shape[1], rows.stride(0), rows.stride(1)
 
 
 def norm_rotate(

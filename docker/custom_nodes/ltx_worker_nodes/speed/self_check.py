@@ -33,11 +33,10 @@ def kernels_work(part: str = "transformer") -> bool:
 
 def _compare_for_transformer(draw: Callable[..., torch.Tensor]) -> None:
     x, branch, weight = draw(1, 4, 256), draw(1, 4, 256), draw(256)
-    parameter = kernels.Modulation(draw(256), draw(1, 2, 256))
-    expected = x.float() + branch.float() * (
-        parameter.table.float() + parameter.rows.float().repeat_interleave(2, 1)
-    )
-    kernels.add_norm(x, branch, parameter, None)
+    parameters = kernels.Parameters(draw(2, 256), draw(1, 2, 512))
+    gate = parameters.table[1].float() + parameters.rows[..., 256:].float()
+    expected = x.float() + branch.float() * gate.repeat_interleave(2, 1)
+    kernels.add_norm(x, branch, (parameters, 1), None)
     _require_close(x, expected)
     (normed,) = kernels.add_norm(x)
     _require_close(normed, torch.nn.functional.rms_norm(x.float(), (256,), eps=1e-6))

@@ -1,0 +1,17 @@
+"""Whether the GPU has memory to spare for what saves time."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import torch
+
+# With less, a gigabyte is worth more to the transformer's weights.
+_ROOMY_BYTES = 40e9
+
+
+def is_roomy() -> bool:
+    """A GPU on which a gigabyte or two may be held between uses."""
+    device = comfy.model_management.get_torch_device()
+    return torch.device(device).type == "cuda" and (
+        comfy.model_management.get_total_memory(device) >= _ROOMY_BYTES
+    )
