@@ -7,11 +7,12 @@ in memory as a whole.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,7 @@ from comfy_api.latest import io, ui
 
 from .encoding import ClipEncoder
 from .encoding_settings import default_quality, formats, qualities
-from .frames import planes_of, send
+from .frames import change_of, planes_of, send
 from .save_video import samples_of, save
 from .speed.decoder import decode_stream
 
@@ -112,14 +113,23 @@ def _save_streaming(
     """Decode into the encoder; False where the GPU's memory did not suffice, and no file then."""
     width, height, frames = extent
     announced = None if sound is None else (rate, len(sound))
-    clip = ClipEncoder(
-        path, width, height, frames, fps, container=container, quality=quality, sound=announced
-    )
-    with clip, _quick_turns():
-        if sound is not None:
-            clip.add_sound(sound)
+    with ExitStack() as stack:
+        stack.enter_context(_quick_turns())
+        stack.enter_context(management.cuda_device_context(vae.device))
         try:
-            _decode(vae, latent, clip)
+            pieces = _pieces(vae, latent)
+            first = next(pieces)
+            clip = ClipEncoder(
+                path, width, height, frames, fps, container=container, quality=quality,
+                sound=announced, change=change_of(first),
+            )  # fmt: skip
+            stack.enter_context(clip)
+            if sound is not None:
+                clip.add_sound(sound)
+            with _Feeder(clip) as feeder:
+                for planes in itertools.chain([first], pieces):
+                    management.throw_exception_if_processing_interrupted()
+                    feeder.put(planes)
         except Exception as error:  # noqa: BLE001 - passed on, but for what memory did not suffice for
             management.raise_non_oom(error)
             _log.warning("Not enough memory to decode whole frames; decoding in tiles")
@@ -128,18 +138,16 @@ def _save_streaming(
     return True
 
 
-def _decode(vae: Any, latent: torch.Tensor, clip: ClipEncoder) -> None:
+def _pieces(vae: Any, latent: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The clip's frames as planes on the GPU, some at a time, in display order."""
     needed = vae.memory_used_decode(latent.shape, vae.vae_dtype)
-    with management.cuda_device_context(vae.device):
-        management.load_models_gpu(
-            [vae.patcher], memory_required=needed, force_full_load=vae.disable_offload
-        )
-        latent = latent.to(device=vae.device, dtype=vae.vae_dtype)
-        with _Feeder(clip) as feeder:
-            for piece in decode_stream(vae.first_stage_model, latent):
-                management.throw_exception_if_processing_interrupted()
-                images = vae.process_output(piece.to(vae.vae_output_dtype(), copy=True))
-                feeder.put(planes_of(images[0].movedim(0, -1)))
+    management.load_models_gpu(
+        [vae.patcher], memory_required=needed, force_full_load=vae.disable_offload
+    )
+    latent = latent.to(device=vae.device, dtype=vae.vae_dtype)
+    for piece in decode_stream(vae.first_stage_model, latent):
+        images = vae.process_output(piece.to(vae.vae_output_dtype(), copy=True))
+        yield planes_of(images[0].movedim(0, -1))
 
 
 @contextmanager

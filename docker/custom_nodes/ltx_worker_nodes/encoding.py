@@ -66,6 +66,7 @@ class ClipEncoder:
         container: str = "mp4",
         quality: str | None = None,
         sound: tuple[int, int] | None = None,
+        change: float = 0.0,
         encoding: Encoding | None = None,
         plan: Plan | None = None,
     ) -> None:
@@ -73,8 +74,9 @@ class ClipEncoder:
 
         `frame_rate` is in frames a second, `container` mp4 or webm, `quality` one of
         `encoding.toml`'s. `sound` is the rate in Hz and the number of channels of what `add_sound`
-        will be given. `encoding` and `plan` replace what follows from these, for measurements.
-        Raises `ValueError` for what cannot be encoded, `OSError` where the file cannot be made.
+        will be given. `change` is how much the frames change from one to the next (`change_of`), by
+        which the work is divided. `encoding` and `plan` replace what follows from these, for
+        measurements. Raises `ValueError` for what cannot be encoded, `OSError` where the file cannot be made.
         """
         if width % 2 or height % 2 or min(width, height, num_frames) < 1:
             raise ValueError(f"{num_frames} frames of {width}x{height}: sides must be even")
@@ -83,7 +85,7 @@ class ClipEncoder:
         self._shape = (height * 3 // 2, width)
         self._rate = Fraction(frame_rate).limit_denominator(_MAX_RATE_DENOMINATOR)
         self._encoding = encoding or encoding_for(container, quality or default_quality())
-        plan = plan or plan_for(num_frames, usable_cores(), self._encoding.segments)
+        plan = plan or plan_for(num_frames, usable_cores(), self._encoding.rules_for(change))
         self._stopped = threading.Event()
         self._added = 0
         self._jobs: list[Future[Packets]] = []

@@ -42,6 +42,12 @@ class Encoding:
     sound_options: Options
     sound_rates: tuple[int, ...]
     segments: SegmentRules
+    restless: SegmentRules | None
+    restless_above: float
+
+    def rules_for(self, change: float) -> SegmentRules:
+        """How a clip of so much change from frame to frame (mean, of 1) is divided."""
+        return self.restless if self.restless and change > self.restless_above else self.segments
 
     def sound_rate(self, rate: int) -> int:
         """The rate at which sound of `rate` is kept: its own where the codec has it."""
@@ -74,6 +80,8 @@ def encoding_for(container: str, quality: str, video_options: Options | None = N
         raise ValueError(f"quality must be one of {', '.join(qualities())}, not {quality}")
     table = _tables()[container]
     chosen = table["qualities"][quality]
+    restless = dict(table.get("restless", {}))
+    above = restless.pop("above", 1.0)
     options = {**table["video_options"], **chosen["video"], **(video_options or {})}
     if "video_params" in table:
         joined = ":".join(f"{name}={value}" for name, value in table["video_params"].items())
@@ -88,6 +96,8 @@ def encoding_for(container: str, quality: str, video_options: Options | None = N
         sound_options=chosen["sound"],
         sound_rates=tuple(table["sound_rates"]),
         segments=SegmentRules(**table["segments"]),
+        restless=SegmentRules(**restless) if restless else None,
+        restless_above=above,
     )
 
 

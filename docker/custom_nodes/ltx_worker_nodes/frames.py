@@ -65,6 +65,15 @@ def planes_of(images: torch.Tensor) -> torch.Tensor:
     return planes.view(frames, height * 3 // 2, width)
 
 
+def change_of(planes: torch.Tensor) -> float:
+    """How much luma changes from frame to frame: the mean of its differences, of 1.
+
+    `planes` as `planes_of` gives them. Waits for the GPU. 0 for a single frame.
+    """
+    luma = planes[:, : planes.shape[1] * 2 // 3].float()
+    return float((luma[1:] - luma[:-1]).abs().mean()) / _LUMA_RANGE if len(luma) > 1 else 0.0
+
+
 def _chroma(difference: torch.Tensor, largest: float) -> torch.Tensor:
     """Colour differences of at most `largest` as chroma, one for each two by two pixels."""
     rows = difference[:, 0::2] + difference[:, 1::2]

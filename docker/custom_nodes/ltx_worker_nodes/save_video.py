@@ -14,9 +14,11 @@ from comfy_api.latest import io, ui
 
 from .encoding import ClipEncoder, Samples
 from .encoding_settings import default_quality, formats, qualities
-from .frames import plane_batches
+from .frames import change_of, plane_batches, planes_of
 
 _CHANNELS = (1, 2, 6)
+# Frames from whose changes it is told how restless a clip is.
+_LOOK = 9
 
 
 class LTXWorkerSaveVideo(io.ComfyNode):
@@ -71,6 +73,7 @@ def save(
     """
     frames, height, width, _ = images.shape
     announced = None if sound is None else (sound_rate, len(sound))
+    change = change_of(planes_of(images[:_LOOK]))
     with ClipEncoder(
         path,
         width,
@@ -80,6 +83,7 @@ def save(
         container=container,
         quality=quality,
         sound=announced,
+        change=change,
     ) as clip:
         if sound is not None:
             clip.add_sound(sound)

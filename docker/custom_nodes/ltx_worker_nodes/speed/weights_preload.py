@@ -155,7 +155,7 @@ class Preload:
 
 
 def _load_libraries() -> None:
-    """Use what the first job will use: the GPU's libraries are loaded on first use, for a second."""
+    """Use what the first job will use: on first use the GPU's libraries take a second to load."""
     import torch  # noqa: PLC0415
 
     functional = torch.nn.functional
