@@ -45,7 +45,7 @@ def large_file(folder: Path, blocks: int) -> Path:
 
 
 def forget(path: Path) -> None:
-    """Take a file out of the page cache; pages that are in use stay, so that it may take a while."""
+    """Take a file out of the page cache; pages in use stay, so that it may take a while."""
     give_up = time.monotonic() + 10
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -113,7 +113,12 @@ def test_a_file_on_the_disk_is_read_into_memory(disk: Path) -> None:
     forget(path)
     assert not is_resident(path, 4)
     found = read(path)
-    assert (found.read_bytes, found.resident_bytes) == (8 * BLOCK + 7, 0)
+    # A look at a page that is not in memory brings it in. Where the disk is quicker than the look,
+    # a block passes for one that was there: seldom, and never all of them.
+    assert found.read_bytes + found.resident_bytes == 8 * BLOCK + 7
+    assert found.read_bytes > BLOCK
+    with path.open("rb") as file:
+        assert resident_pages(file.fileno()) >= found.read_bytes // mmap.PAGESIZE
     assert all(is_resident(path, block) for block in range(9))
 
 

@@ -76,7 +76,8 @@ class ClipEncoder:
         `encoding.toml`'s. `sound` is the rate in Hz and the number of channels of what `add_sound`
         will be given. `change` is how much the frames change from one to the next (`change_of`), by
         which the work is divided. `encoding` and `plan` replace what follows from these, for
-        measurements. Raises `ValueError` for what cannot be encoded, `OSError` where the file cannot be made.
+        measurements. Raises `ValueError` for what cannot be encoded, `OSError` where the file
+        cannot be made.
         """
         if width % 2 or height % 2 or min(width, height, num_frames) < 1:
             raise ValueError(f"{num_frames} frames of {width}x{height}: sides must be even")
