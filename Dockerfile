@@ -18,10 +18,12 @@ ARG PYTHON
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 ENV LANG=C.UTF-8 \
     PYTHONUNBUFFERED=1
+# Triton builds the launchers of the worker's kernels with gcc and Python's headers as they are used.
 # hadolint ignore=DL3008 # the base image's release decides; its security updates are wanted
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-      aria2 ca-certificates git git-lfs libtcmalloc-minimal4 "${PYTHON}" "${PYTHON}-venv" tini wget \
+      aria2 ca-certificates gcc git git-lfs libc6-dev libtcmalloc-minimal4 \
+      "${PYTHON}" "${PYTHON}-dev" "${PYTHON}-venv" tini wget \
  && apt-get clean && rm -rf /var/lib/apt/lists/*
 
 # ---- sources, at the commits of nodes.lock ----------------------------------------------------

@@ -68,6 +68,16 @@ have_weights() {
   export COMFY_MODELS_DIRS=${COMFY_MODELS_DIRS:-[$folders]}
 }
 
+# On a volume the worker's compiled kernels outlast the container: a start is 10 s shorter then.
+keep_kernels() {
+  local volume
+  for volume in /runpod-volume /workspace; do
+    if [[ -w $volume ]]; then
+      export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$volume/ltx-worker/triton}
+    fi
+  done
+}
+
 serve_api() {
   exec python3 "$root/handler.py" --rp_serve_api --rp_api_host 0.0.0.0 --rp_api_port 8000 "$@"
 }
@@ -103,6 +113,7 @@ main() {
   if [[ ${1:-} == [a-z]* ]]; then mode=$1 && shift; else mode=$(default_mode); fi
   map_secrets
   use_tcmalloc
+  keep_kernels
   echo "start.sh: $mode; ComfyUI $(cat "${COMFYUI_DIR:-}/.commit" 2>/dev/null || echo unknown)"
   case $mode in
     serverless | pod | local) if uses_own_comfyui; then have_weights; fi ;;

@@ -16,24 +16,30 @@ from ltx_worker.worker import Worker
 IMPORT = """
 import sys, time
 started = time.process_time()
+import psutil, pydantic_settings, structlog, urllib3, websocket
+libraries = time.process_time() - started
 import ltx_worker.worker
 seconds = time.process_time() - started
-print(seconds, *(name in sys.modules for name in ("torch", "runpod", "numpy")))
+print(seconds, libraries, *(name in sys.modules for name in ("torch", "runpod", "numpy")))
 """
 
 
 def test_importing_the_worker_is_quick_and_light() -> None:
     """The pipeline loads in under half a second of a core, without torch and RunPod's SDK.
 
-    It is counted in a core's seconds, because other tests run beside this one.
+    It is counted in a core's seconds, because other tests run beside this one. How fast the machine
+    is at the moment, its libraries tell: 0.22 s of the half second are theirs.
     """
     # The best of three: the first run may read every file from disk.
     runs = [
         subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
         for _ in range(3)
     ]
-    assert min(float(run.stdout.split()[0]) for run in runs) < 0.5
-    assert runs[0].stdout.split()[1:] == ["False", "False", "False"]
+    seconds, libraries = min(
+        (float(run.stdout.split()[0]), float(run.stdout.split()[1])) for run in runs
+    )
+    assert seconds < max(0.5, libraries / 0.22 * 0.5)
+    assert runs[0].stdout.split()[2:] == ["False", "False", "False"]
 
 
 def test_a_worker_without_an_engine_does_not_start() -> None:

@@ -28,13 +28,6 @@ from .switches import switches
 # Options by which a caller can leave out a part of the block.
 _BRANCHES = ("run_vx", "run_ax", "a2v_cross_attn", "v2a_cross_attn")
 
-# Those of other classes quantise, or cast in ways of their own.
-_PLAIN_LAYERS = tuple(
-    getattr(operations, name)
-    for operations in (comfy.ops.disable_weight_init, comfy.ops.manual_cast)
-    for name in ("Linear", "RMSNorm")
-)
-
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 # Where ComfyUI keeps a block's parameters in its tables.
@@ -103,15 +96,14 @@ def _attention_forward(
 
 
 def _keys_and_values(layer: Any, source: torch.Tensor, embedding: Any) -> Pair:
-    keys = _normed(layer.k_norm, _linear(layer.to_k, source), embedding)
-    return keys, _linear(layer.to_v, source)
+    return _normed(layer.k_norm, layer.to_k(source), embedding), layer.to_v(source)
 
 
 def _attend(
     layer: Any, x: torch.Tensor, pair: Pair, mask: Any, pe: Any, options: Mapping[str, Any]
 ) -> torch.Tensor:
     keys, values = pair
-    queries = _normed(layer.q_norm, _linear(layer.to_q, x), pe)
+    queries = _normed(layer.q_norm, layer.to_q(x), pe)
     settings = {"attn_precision": layer.attn_precision, "transformer_options": options}
     if isinstance(mask, ltx_model.GuideAttentionMask):
         attend = functools.partial(ltx_model._attention_with_guide_mask, guide_mask=mask)
@@ -121,7 +113,7 @@ def _attend(
     if layer.to_gate_logits is not None:
         gates = 2.0 * torch.sigmoid(layer.to_gate_logits(x))
         out = (out.unflatten(-1, (layer.heads, layer.dim_head)) * gates.unsqueeze(-1)).flatten(-2)
-    return _linear(layer.to_out[0], out)
+    return layer.to_out(out)
 
 
 def _attend_to_text(
@@ -164,8 +156,6 @@ def _normed(norm: Any, rows: torch.Tensor, embedding: Any) -> torch.Tensor:
     if embedding is None or not _is_row_major(rows):
         rows = norm(rows)
         return rows if embedding is None else ltx_model.apply_rotary_emb(rows, embedding)
-    if _is_plain(norm, rows):
-        return kernels.norm_rotate(rows, norm.weight, embedding[0], embedding[1], norm.eps)
     weight, bias, stream = comfy.ops.cast_bias_weight(norm, rows, offloadable=True)
     out = kernels.norm_rotate(rows, weight, embedding[0], embedding[1], norm.eps)
     comfy.ops.uncast_bias_weight(norm, weight, bias, stream)
@@ -192,30 +182,7 @@ def _feed_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     weight, bias, stream = comfy.ops.cast_bias_weight(first, x, offloadable=True)
     hidden = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
     comfy.ops.uncast_bias_weight(first, weight, bias, stream)
-    return _linear(layer.net[2], hidden.view(*x.shape[:-1], -1))
-
-
-# Layers whose weights are simply there
-
-
-def _linear(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """ComfyUI's layer; where its weights lie ready, without what it does to have them ready."""
-    if _is_plain(layer, x):
-        return torch.nn.functional.linear(x, layer.weight, layer.bias)
-    return layer(x)
-
-
-def _is_plain(layer: Any, x: torch.Tensor) -> bool:
-    weight = layer.weight
-    return (
-        type(weight) is torch.nn.Parameter
-        and weight.dtype == x.dtype
-        and weight.device == x.device
-        and type(layer) in _PLAIN_LAYERS
-        and not (layer.comfy_cast_weights or layer.weight_function or layer.bias_function)
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
-    )
+    return layer.net[2](hidden.view(*x.shape[:-1], -1))
 
 
 # The block
@@ -262,8 +229,6 @@ def _block_forward(
     self_attention_mask: Any = None, v_prompt_timestep: Any = None, a_prompt_timestep: Any = None,
 ) -> Pair:  # fmt: skip
     options = transformer_options or {}
-    # Interrupts.
-    comfy.ops.run_every_op()
     video, sound = x
     v_table = _parameters(block.scale_shift_table, v_timestep)
     a_table = _parameters(block.audio_scale_shift_table, a_timestep)
