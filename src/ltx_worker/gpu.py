@@ -27,6 +27,8 @@ from ltx_worker.settings import Settings
 
 _FIELDS = ("name", "memory.total", "driver_version", "mig.mode.current")
 # What nvidia-smi writes for what it cannot tell: [N/A], [Not Supported], [Unknown Error].
+# The folders of the models that take tens of gigabytes.
+_LARGE = ("checkpoints", "text_encoders")
 _UNTOLD = re.compile(r"\[[^\]]*\]|N/A")
 _SLICE = re.compile(r"\s+MIG (\S*?(\d+)gb\S*)\s", re.ASCII)
 _LOST = "Look at nvidia-smi on the machine, or rent another one."
@@ -126,8 +128,13 @@ def room_for_weights(memory: SystemMemory) -> int:
     return memory.bytes - int(_data()["system"]["beside_weights_gib"] * _GIB)
 
 
-def decide(gpus: Sequence[Gpu], memory: SystemMemory, settings: Settings) -> Decision:
-    """What to run on these GPUs, of which the smallest decides; raises `GpuUnfit`."""
+def decide(
+    gpus: Sequence[Gpu], memory: SystemMemory, settings: Settings, installed_bytes: int = 0
+) -> Decision:
+    """What to run on these GPUs, of which the smallest decides; raises `GpuUnfit`.
+
+    `installed_bytes` are those of the checkpoints and text encoders that jobs can ask for.
+    """
     gpu = min(gpus, key=lambda gpu: gpu.memory_mib or 0)
     reasons = [f"the smallest of {len(gpus)} GPUs decides: {gpu}" if len(gpus) > 1 else str(gpu)]
     variant, why = _variant(gpu, memory, settings)
@@ -137,7 +144,7 @@ def decide(gpus: Sequence[Gpu], memory: SystemMemory, settings: Settings) -> Dec
     reasons.append(f"up to {max_frames} frames: {why}")
     if settings.vram_management:
         chosen = (
-            _unless_own("memory_flags", settings, _memory_flags(gpu)),
+            _unless_own("memory_flags", settings, _memory_flags(gpu, installed_bytes)),
             _unless_own("cache_flags", settings, _cache_flags(variant, memory, fitting)),
         )
     else:
@@ -155,7 +162,19 @@ def decision_for(settings: Settings) -> Decision | None:
     is_own = settings.comfy_url is None and settings.engine == "comfyui"
     if not is_own or shutil.which("nvidia-smi") is None:
         return None
-    return decide(read_gpus(), read_system_memory(), settings)
+    return decide(read_gpus(), read_system_memory(), settings, _installed_bytes(settings))
+
+
+def _installed_bytes(settings: Settings) -> int:
+    own = (settings.comfyui_dir / "models",) if settings.comfyui_dir else ()
+    paths = {
+        path
+        for file in load_catalog().files
+        if file.folder in _LARGE
+        for folder in settings.comfy_models_dirs or own
+        if (path := folder / file.folder / file.name).is_file()
+    }
+    return sum(path.stat().st_size for path in paths)
 
 
 def _ask(executable: str, timeout_s: float, *arguments: str) -> str:
@@ -261,10 +280,12 @@ def _frames_at(size: Size, megapixel_frames: float) -> int:
     return max(MIN_FRAMES, snap_frames_down(frames))
 
 
-def _memory_flags(gpu: Gpu) -> _Flags:
+def _memory_flags(gpu: Gpu, installed_bytes: int) -> _Flags:
     if gpu.memory_mib is None:
         return _Flags((), "no memory flags: the GPU's memory is not known")
-    row = _row(_data()["memory_flags"], gpu.memory_mib)
+    spare_gib = (gpu.memory_mib * _MIB - installed_bytes) / _GIB
+    rows = [row for row in _data()["memory_flags"] if row.get("beside_gib", spare_gib) <= spare_gib]
+    row = _row(rows, gpu.memory_mib)
     assert row is not None
     name = " ".join(row["flags"]) or "no memory flags"
     reason = f"{name}: {row['basis']} for GPUs from {row['from_mib']} MiB on"

@@ -15,6 +15,7 @@ from ltx_worker.gpu import (
     GpuUnfit,
     SystemMemory,
     decide,
+    decision_for,
     read_gpus,
     read_system_memory,
 )
@@ -72,6 +73,36 @@ def test_each_gpu_gets_its_variant(
     assert decision.reasons[0] == f"{name} ({memory} MiB, driver {DRIVER})"
     assert f"{variant}: from {32000 if variant == 'fp16' else 24000} MiB" in decision.reasons[1]
     assert len(decision.reasons) == 5
+
+
+def test_nothing_stays_on_the_gpu_where_all_that_is_installed_does_not_fit(tmp_path: Path) -> None:
+    """Both checkpoints of both models are more than an H200 holds; those of one are not."""
+    gpus = read_gpus(nvidia_smi(tmp_path, H200))
+    fits = decide(gpus, ROOMY, Settings(), installed_bytes=int(111e9))
+    assert fits.comfy_args[0] == "--gpu-only"
+    too_much = decide(gpus, ROOMY, Settings(), installed_bytes=int(203e9))
+    assert "--gpu-only" not in too_much.comfy_args
+
+
+def test_the_checkpoints_in_the_models_folders_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of the catalogue, by their size on disk; a file beside them does not count."""
+    checkpoints = tmp_path / "models" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    smi = nvidia_smi(tmp_path, H200)
+    monkeypatch.setenv("PATH", f"{Path(smi).parent}:/usr/bin:/bin")
+    settings = Settings(comfyui_dir=tmp_path, vram_management=True)
+    sparse = checkpoints / "another.safetensors"
+    with sparse.open("wb") as file:
+        file.truncate(10**12)
+    kept = decision_for(settings)
+    sparse.rename(checkpoints / "ltx-2-19b-dev.safetensors")
+    let_go = decision_for(settings)
+    assert kept is not None
+    assert let_go is not None
+    assert "--gpu-only" in kept.comfy_args
+    assert "--gpu-only" not in let_go.comfy_args
 
 
 @pytest.mark.parametrize(("listing", "memory"), [(T4, 15360), (L4, 23034)])
