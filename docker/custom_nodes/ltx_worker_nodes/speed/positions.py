@@ -14,10 +14,12 @@ import torch
 from comfy.ldm.lightricks.symmetric_patchifier import latent_to_pixel_coords
 from einops import rearrange
 
+from .room import is_roomy
 from .switches import switches
 
-# The sizes whose positions a model keeps: both passes of a job, and of the job before.
-_KEPT = 4
+# The sizes whose positions a model keeps (0.2 GB for 121 frames of 1280x704): both passes of a job
+# and of the job before; those of the pass that runs where memory is short.
+_KEPT, _KEPT_WHERE_SHORT = 4, 1
 _CACHE = "_ltx_worker_positions"
 
 
@@ -57,7 +59,8 @@ def install() -> None:
         found = cache.pop(key, None)
         if found is None:
             found = prepare(self, _coordinates(self, pixel_coords), frame_rate, x_dtype)
-            for oldest in list(cache)[: len(cache) - _KEPT + 1]:
+            kept = _KEPT if is_roomy() else _KEPT_WHERE_SHORT
+            for oldest in list(cache)[: max(0, len(cache) - kept + 1)]:
                 del cache[oldest]
         # The last one used is the last to go.
         cache[key] = found
