@@ -74,14 +74,15 @@ class Case:
         return self.platform.submit(job_input, execution_timeout_s=timeout_s)
 
     def submit_slow(self, delay_s: float = 0.4, **fields: Any) -> str:
-        """Queue a job with a picture, whose eleven sampling steps take `delay_s` each.
-
-        Returns once it samples.
-        """
-        self.engine.arm("slow", delay_s=delay_s)
-        job_id = self.submit(image=_PICTURE, **fields)
+        """Queue a job as `queue_slow` does; returns once it samples."""
+        job_id = self.queue_slow(delay_s, **fields)
         wait_until(lambda: self._is_sampling(job_id), _OUTCOME_S)
         return job_id
+
+    def queue_slow(self, delay_s: float, **fields: Any) -> str:
+        """Queue a job with a picture, whose eleven sampling steps take `delay_s` each."""
+        self.engine.arm("slow", delay_s=delay_s)
+        return self.submit(image=_PICTURE, **fields)
 
     def _is_sampling(self, job_id: str) -> bool:
         return any(progress["step"] for _, progress in self.platform.record(job_id).progress)

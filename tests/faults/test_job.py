@@ -210,7 +210,8 @@ def test_late_progress(start: StartCase) -> None:
     """The result waits until the progress before it has arrived."""
     case = start()
     case.platform.progress_delay_s = 3
-    record = case.expect(case.submit_slow(delay_s=0.1), "video")
+    # Its steps are over before the first progress has arrived.
+    record = case.expect(case.queue_slow(delay_s=0.1), "video")
     assert record.progress
     case.platform.progress_delay_s = 0
     case.recovers()
