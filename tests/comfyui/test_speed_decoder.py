@@ -6,18 +6,12 @@ imported (put it on PYTHONPATH), what is left to test is that everything falls b
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import pytest
-from tests.comfyui.tiny_engine import TINY_ENVIRONMENT, comfyui_dir
-from tests.fakes.runpod_platform import ROOT
-
-from ltx_worker.comfy.launch import comfyui_python
+from tests.comfyui.comfyui_script import printed_by
 
 pytestmark = pytest.mark.timeout(900)
 FALLING_BACK = ("in blocks", "two clips", "bfloat16, mirrored", "widening", "timestep")
@@ -32,20 +26,7 @@ Case = dict[str, Any]
 @cache
 def compared(*names: str, interpreted: bool) -> dict[str, Any]:
     """What the comparison prints, run by ComfyUI's own Python."""
-    script = ROOT / "tests" / "comfyui" / "decoder_equality.py"
-    environment = os.environ | TINY_ENVIRONMENT
-    environment.pop("TRITON_INTERPRET", None)
-    if interpreted:
-        environment["TRITON_INTERPRET"] = "1"
-    output = subprocess.run(
-        [str(comfyui_python(comfyui_dir())), str(script), *names],
-        check=True,
-        text=True,
-        stdout=subprocess.PIPE,
-        cwd=comfyui_dir(),
-        env=environment,
-    ).stdout
-    return json.loads(output)
+    return printed_by("decoder_equality.py", *names, interpreted=interpreted)
 
 
 def interpreted_cases() -> Iterator[tuple[str, Case]]:

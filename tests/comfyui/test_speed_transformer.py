@@ -6,17 +6,11 @@ imported (put it on PYTHONPATH), the positions are tested alone, which must not 
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from functools import cache
 from typing import Any
 
 import pytest
-from tests.comfyui.tiny_engine import TINY_ENVIRONMENT, comfyui_dir
-from tests.fakes.runpod_platform import ROOT
-
-from ltx_worker.comfy.launch import comfyui_python
+from tests.comfyui.comfyui_script import printed_by
 
 pytestmark = pytest.mark.timeout(900)
 # A CPU has no GELU that a product applies as it writes: torch takes the exact one there, and not
@@ -27,20 +21,7 @@ TOLERANCE = {"torch.float32": 2e-4, "torch.bfloat16": 2e-2}
 @cache
 def compared(*, interpreted: bool) -> dict[str, Any]:
     """What the comparison prints, run by ComfyUI's own Python."""
-    environment = os.environ | TINY_ENVIRONMENT
-    environment.pop("TRITON_INTERPRET", None)
-    if interpreted:
-        environment["TRITON_INTERPRET"] = "1"
-    script = ROOT / "tests" / "comfyui" / "transformer_equality.py"
-    output = subprocess.run(
-        [str(comfyui_python(comfyui_dir())), str(script)],
-        check=True,
-        text=True,
-        stdout=subprocess.PIPE,
-        cwd=comfyui_dir(),
-        env=environment,
-    ).stdout
-    return json.loads(output)
+    return printed_by("transformer_equality.py", interpreted=interpreted)
 
 
 def test_without_kernels_every_step_is_comfyuis_to_the_bit() -> None:
