@@ -60,6 +60,23 @@ def clean_environment() -> Generator[None]:
     os.environ.update(kept)
 
 
+@pytest.fixture
+def make_settings(tmp_path: Path, clean_environment: None) -> Callable[..., Settings]:
+    """Settings of a worker that owns a sandbox with its files under the test's folder."""
+
+    def make(**values: Any) -> Settings:
+        given = {
+            "engine": "sandbox",
+            "comfy_port": engines.free_port(),
+            "comfy_args": "--speed 0",
+            "comfy_input_dir": tmp_path / "input",
+            "comfy_output_dir": tmp_path / "output",
+        }
+        return Settings(**(given | values))
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def engine_name(request: pytest.FixtureRequest) -> str:
     return request.config.getoption("--engine")

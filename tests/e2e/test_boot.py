@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -27,21 +28,9 @@ MakeSettings = Callable[..., Settings]
 
 
 @pytest.fixture
-def make_settings(tmp_path: Path, clean_environment: None) -> MakeSettings:
-    """Settings of a worker that owns a sandbox with its files under the test's folder."""
-
-    def make(**values: Any) -> Settings:
-        given = {
-            "engine": "sandbox",
-            "comfy_port": free_port(),
-            "comfy_args": "--speed 0",
-            "comfy_input_dir": tmp_path / "input",
-            "comfy_output_dir": tmp_path / "output",
-            "max_frames": 9,
-        }
-        return Settings(**(given | values))
-
-    return make
+def make_settings(make_settings: MakeSettings) -> MakeSettings:
+    """The same with short clips: a warm-up makes one of the largest size."""
+    return functools.partial(make_settings, max_frames=9)
 
 
 def ask(settings: Settings, path: str) -> Any:

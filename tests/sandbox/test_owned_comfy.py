@@ -20,30 +20,12 @@ from tests.conftest import SMALL
 from ltx_worker.comfy.diagnosis import Fault, death_of, fault_of
 from ltx_worker.comfy.launch import launch_of
 from ltx_worker.comfy.orphan import record
-from ltx_worker.engines import free_port
 from ltx_worker.errors import ComfyFailed, ComfyUnavailable, JobError
 from ltx_worker.settings import Settings
 from ltx_worker.stop import StopSignal, in_daemon_thread
 from ltx_worker.worker import Worker
 
 MakeSettings = Callable[..., Settings]
-
-
-@pytest.fixture
-def make_settings(tmp_path: Path, clean_environment: None) -> MakeSettings:
-    """Settings of a worker that owns a sandbox with its files under the test's folder."""
-
-    def make(**values: Any) -> Settings:
-        given = {
-            "engine": "sandbox",
-            "comfy_port": free_port(),
-            "comfy_args": "--speed 0",
-            "comfy_input_dir": tmp_path / "input",
-            "comfy_output_dir": tmp_path / "output",
-        }
-        return Settings(**(given | values))
-
-    return make
 
 
 @pytest.fixture
