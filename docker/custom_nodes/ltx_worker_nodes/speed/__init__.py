@@ -16,7 +16,7 @@ __all__ = ["install", "switches"]
 
 _log = logging.getLogger(__name__)
 
-_PARTS = ("upsampler", "transformer", "positions", "decoder", "weights", "garbage")
+_PARTS = ("upsampler", "transformer", "attention", "positions", "decoder", "weights", "garbage")
 
 
 def install() -> None:

@@ -18,6 +18,12 @@ import torch
 import triton
 import triton.language as tl
 
+# Constants that kernels read must say so.
+_GELU_SLOPE = tl.constexpr(0.7978845608028654)  # the square root of 2 / pi
+_GELU_CUBE = tl.constexpr(0.044715)
+_FP8_MOST = tl.constexpr(448.0)  # float8_e4m3fn's largest
+_QUANTISE_BLOCK = 4096
+
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -175,4 +181,30 @@ def norm_rotate(
         cos.stride(0) if cos.shape[0] > 1 else 0, cos.stride(1), cos.stride(2),
         BLOCK=triton.next_power_of_2(width // 2), num_warps=8,
     )  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=["total"])
+def _quantise_kernel(x, out, scale, total, GELU: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < total
+    value = tl.load(x + at, inside, 0.0).to(tl.float32)
+    if GELU:
+        inner = _GELU_SLOPE * (value + _GELU_CUBE * value * value * value)
+        value = value / (1.0 + tl.exp(-2.0 * inner))
+    value = value * (1.0 / tl.load(scale))
+    value = tl.minimum(tl.maximum(value, -_FP8_MOST), _FP8_MOST)
+    tl.store(out + at, value.to(out.dtype.element_ty), inside)
+
+
+def quantise(x: torch.Tensor, scale: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
+    """Divide by a scale (float32, one element) and round to float8_e4m3fn, no further than 448.
+
+    `x` is contiguous, of any shape. With `gelu`, of GELU(x) in its approximation by tanh.
+    """
+    out = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    total = x.numel()
+    _quantise_kernel[(triton.cdiv(total, _QUANTISE_BLOCK),)](
+        x, out, scale, total, GELU=gelu, BLOCK=_QUANTISE_BLOCK, num_warps=8
+    )
     return out

@@ -19,7 +19,7 @@ _TOLERANCE = 2e-2  # bfloat16 has 8 bits
 def kernels_work(part: str = "transformer") -> bool:
     """Compile a part's kernels and compare them with torch; a failure is logged.
 
-    `part` is transformer or decoder; where one does not work, ComfyUI's own operations serve.
+    `part` is transformer, fp8 or decoder; where one does not work, ComfyUI's own operations serve.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     draw = functools.partial(torch.randn, device=device, dtype=torch.bfloat16)
@@ -47,6 +47,15 @@ def _compare_for_transformer(draw: Callable[..., torch.Tensor]) -> None:
     c, s = cos.float(), sin.float()
     expected = torch.stack((first * c - second * s, second * c + first * s), -2)
     _require_close(rotated, expected.transpose(1, 2).reshape(1, 4, 256))
+
+
+def _compare_for_fp8(draw: Callable[..., torch.Tensor]) -> None:
+    scale = torch.full((), 0.5, device=draw(1).device)
+    exact = draw(4, 256).to(torch.float8_e4m3fn)
+    rounded = kernels.quantise((exact.float() / 2).bfloat16(), scale)
+    _require_close(rounded, exact.float())
+    most = kernels.quantise(draw(256).abs() + 1e6, scale)
+    _require_close(most, torch.full((256,), 448.0, device=most.device))
 
 
 def _compare_for_decoder(draw: Callable[..., torch.Tensor]) -> None:
@@ -79,4 +88,8 @@ def _require_close(found: torch.Tensor, expected: torch.Tensor) -> None:
         raise ArithmeticError(f"A fused kernel is off by {error:.2e}")
 
 
-_COMPARISONS = {"transformer": _compare_for_transformer, "decoder": _compare_for_decoder}
+_COMPARISONS = {
+    "transformer": _compare_for_transformer,
+    "fp8": _compare_for_fp8,
+    "decoder": _compare_for_decoder,
+}

@@ -11,6 +11,7 @@ class Switches:
     """Each is one speed-up; all are on but those that LTX2_SPEED_OFF names, by commas."""
 
     transformer: bool = True
+    attention: bool = True
     upsampler: bool = True
     decoder: bool = True
     weights: bool = True

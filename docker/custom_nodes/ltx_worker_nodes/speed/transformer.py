@@ -11,16 +11,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import comfy.ldm.lightricks.av_model as av_model
 import comfy.ldm.lightricks.model as ltx_model
 import comfy.ldm.modules.attention as attention
 import comfy.ops
-import comfy.quant_ops
 import torch
 
 from . import kernels
 from .kernels import Parameters
+from .linear import feed_forward, feed_forward_fits, is_plain, linear
 from .room import is_roomy
 from .self_check import kernels_work
 from .switches import switches
@@ -96,14 +97,15 @@ def _attention_forward(
 
 
 def _keys_and_values(layer: Any, source: torch.Tensor, embedding: Any) -> Pair:
-    return _normed(layer.k_norm, layer.to_k(source), embedding), layer.to_v(source)
+    keys = _normed(layer.k_norm, linear(layer.to_k, source), embedding)
+    return keys, linear(layer.to_v, source)
 
 
 def _attend(
     layer: Any, x: torch.Tensor, pair: Pair, mask: Any, pe: Any, options: Mapping[str, Any]
 ) -> torch.Tensor:
     keys, values = pair
-    queries = _normed(layer.q_norm, layer.to_q(x), pe)
+    queries = _normed(layer.q_norm, linear(layer.to_q, x), pe)
     settings = {"attn_precision": layer.attn_precision, "transformer_options": options}
     if isinstance(mask, ltx_model.GuideAttentionMask):
         attend = functools.partial(ltx_model._attention_with_guide_mask, guide_mask=mask)
@@ -111,9 +113,9 @@ def _attend(
         attend = functools.partial(attention.optimized_attention, mask=mask)
     out = attend(queries, keys, values, layer.heads, **settings)
     if layer.to_gate_logits is not None:
-        gates = 2.0 * torch.sigmoid(layer.to_gate_logits(x))
+        gates = 2.0 * torch.sigmoid(linear(layer.to_gate_logits, x))
         out = (out.unflatten(-1, (layer.heads, layer.dim_head)) * gates.unsqueeze(-1)).flatten(-2)
-    return layer.to_out(out)
+    return linear(layer.to_out[0], out)
 
 
 def _attend_to_text(
@@ -131,14 +133,15 @@ class _Text:
 
     def __init__(self) -> None:
         self._of: Any = None
-        self._pairs: dict[Any, Pair] = {}
+        # A model that ComfyUI lets go goes.
+        self._pairs: WeakKeyDictionary[Any, Pair] = WeakKeyDictionary()
 
     def pairs(self, context: torch.Tensor, options: Mapping[str, Any]) -> Mapping[Any, Pair]:
         """Those of this text; ComfyUI gives each conditioning of a guider an id of its own."""
         this = (tuple(options.get("uuids", ())), tuple(context.shape), context.dtype)
         # Within context windows one conditioning may have a text for each.
         if this != self._of or not this[0] or "context_window" in options:
-            self._of, self._pairs = this, {}
+            self._of, self._pairs = this, WeakKeyDictionary()
         return self._pairs
 
     def keep(self, layer: Any, pair: Pair) -> Pair:
@@ -156,6 +159,8 @@ def _normed(norm: Any, rows: torch.Tensor, embedding: Any) -> torch.Tensor:
     if embedding is None or not _is_row_major(rows):
         rows = norm(rows)
         return rows if embedding is None else ltx_model.apply_rotary_emb(rows, embedding)
+    if is_plain(norm, rows):
+        return kernels.norm_rotate(rows, norm.weight, embedding[0], embedding[1], norm.eps)
     weight, bias, stream = comfy.ops.cast_bias_weight(norm, rows, offloadable=True)
     out = kernels.norm_rotate(rows, weight, embedding[0], embedding[1], norm.eps)
     comfy.ops.uncast_bias_weight(norm, weight, bias, stream)
@@ -166,23 +171,11 @@ def _normed(norm: Any, rows: torch.Tensor, embedding: Any) -> torch.Tensor:
 
 
 def _feed_forward_fits(layer: Any, x: torch.Tensor) -> bool:
-    weight = getattr(layer.net[0].proj, "weight", None)
-    return (
-        kernels.run_on(x)
-        and isinstance(weight, torch.Tensor)
-        and weight.dtype == x.dtype
-        and layer.net[0].proj.bias is not None
-        and not isinstance(weight, comfy.quant_ops.QuantizedTensor)
-    )
+    return kernels.run_on(x) and feed_forward_fits(layer.net[0].proj, layer.net[2], x)
 
 
 def _feed_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """The first product applies GELU (tanh) as it writes."""
-    first = layer.net[0].proj
-    weight, bias, stream = comfy.ops.cast_bias_weight(first, x, offloadable=True)
-    hidden = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
-    comfy.ops.uncast_bias_weight(first, weight, bias, stream)
-    return layer.net[2](hidden.view(*x.shape[:-1], -1))
+    return feed_forward(layer.net[0].proj, layer.net[2], x)
 
 
 # The block
@@ -229,6 +222,7 @@ def _block_forward(
     self_attention_mask: Any = None, v_prompt_timestep: Any = None, a_prompt_timestep: Any = None,
 ) -> Pair:  # fmt: skip
     options = transformer_options or {}
+    comfy.ops.run_every_op()  # ends a pass that is interrupted; layers called directly do not ask
     video, sound = x
     v_table = _parameters(block.scale_shift_table, v_timestep)
     a_table = _parameters(block.audio_scale_shift_table, a_timestep)
