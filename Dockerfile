@@ -49,11 +49,21 @@ ARG TORCH_VERSION=2.10.0
 ARG TORCHVISION_VERSION=0.25.0
 ARG TORCHAUDIO_VERSION=2.10.0
 ARG TORCH_INDEX
+# With the cuDNN that torch 2.10 asks for, 9.10, convolutions over video in bfloat16 are wrong or go
+# without cuDNN, so slowly that our decoder is left out; 9.15 mended them. This is torch 2.11's, with
+# which was measured. What torch asks for is changed too, so that pip keeps it.
+ARG CUDNN_VERSION=9.19.0.56
 RUN --mount=type=cache,target=/root/.cache/pip \
     "${PYTHON}" -m venv /opt/comfyui-env \
  && /opt/comfyui-env/bin/pip install ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} \
       "torch==${TORCH_VERSION}" "torchvision==${TORCHVISION_VERSION}" \
-      "torchaudio==${TORCHAUDIO_VERSION}"
+      "torchaudio==${TORCHAUDIO_VERSION}" \
+ && for metadata in /opt/comfyui-env/lib/python*/site-packages/torch-*.dist-info/METADATA; do \
+      if grep -q nvidia-cudnn-cu12 "${metadata}"; then \
+        sed -i "s/nvidia-cudnn-cu12==[0-9.]*/nvidia-cudnn-cu12==${CUDNN_VERSION}/" "${metadata}" \
+        && /opt/comfyui-env/bin/pip install --no-deps "nvidia-cudnn-cu12==${CUDNN_VERSION}"; \
+      fi; \
+    done
 COPY docker/constraints.txt /opt/constraints.txt
 # The templates and help of ComfyUI's page are 0.4 GB, packed; it works without them.
 RUN --mount=type=cache,target=/root/.cache/pip \
