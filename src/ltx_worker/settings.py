@@ -116,7 +116,7 @@ class Settings(BaseSettings):
     speed_off: str = Field(
         default="",
         description="Speed-ups of the worker's own nodes to leave out, by commas: transformer, "
-        "attention, upsampler, decoder, weights.",
+        "attention, text, upsampler, decoder, weights.",
     )
     warm_up: Literal["auto", "true", "false"] = Field(
         default="auto",

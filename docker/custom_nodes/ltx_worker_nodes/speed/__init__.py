@@ -16,7 +16,9 @@ __all__ = ["install", "switches"]
 
 _log = logging.getLogger(__name__)
 
-_PARTS = ("upsampler", "transformer", "attention", "positions", "decoder", "weights", "garbage")
+_PARTS = (
+    "text", "transformer", "attention", "positions", "upsampler", "decoder", "weights", "garbage",
+)  # fmt: skip
 
 
 def install() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import comfy.model_management
 import torch
 
@@ -9,6 +11,7 @@ import torch
 _ROOMY_BYTES = 40e9
 
 
+@functools.cache
 def is_roomy() -> bool:
     """A GPU on which a gigabyte or two may be held between uses."""
     device = comfy.model_management.get_torch_device()

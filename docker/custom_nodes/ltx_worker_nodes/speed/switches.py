@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 class Switches:
     """Each is one speed-up; all are on but those that LTX2_SPEED_OFF names, by commas."""
 
+    text: bool = True
     transformer: bool = True
     attention: bool = True
     upsampler: bool = True
