@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import gc
 
+# Python's own; the prestartup script holds collections off while ComfyUI imports.
+_THRESHOLDS = (700, 10, 10)
+
 
 def install() -> None:
     """At the end of ComfyUI's imports."""
     gc.freeze()
+    gc.set_threshold(*_THRESHOLDS)
