@@ -115,8 +115,8 @@ class Settings(BaseSettings):
     )
     speed_off: str = Field(
         default="",
-        description="Speed-ups of the worker's own nodes to leave out, by commas: transformer, "
-        "attention, text, upsampler, decoder, weights.",
+        description="Speed-ups of the worker's own nodes to leave out, by commas: imports, "
+        "text, transformer, graphs, attention, upsampler, decoder, weights.",
     )
     warm_up: Literal["auto", "true", "false"] = Field(
         default="auto",

@@ -57,7 +57,7 @@ def reason(decision: Decision, part: str) -> str:
         (A100_40, "fp16", ()),
         (A100_80, "fp16", ()),
         (H100, "fp16", ()),
-        (H200, "fp16", ("--gpu-only",)),
+        (H200, "fp16", ("--gpu-only", "--disable-cuda-malloc")),
     ],
 )
 def test_each_gpu_gets_its_variant(

@@ -17,7 +17,8 @@ __all__ = ["install", "switches"]
 _log = logging.getLogger(__name__)
 
 _PARTS = (
-    "text", "transformer", "attention", "positions", "upsampler", "decoder", "weights", "garbage",
+    "text", "transformer", "graphs", "attention", "positions",
+    "upsampler", "decoder", "weights", "garbage",
 )  # fmt: skip
 
 

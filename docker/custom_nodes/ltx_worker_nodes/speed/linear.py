@@ -45,6 +45,13 @@ def is_plain(layer: Any, x: torch.Tensor) -> bool:
     )
 
 
+def is_ready(module: torch.nn.Module, like: torch.Tensor) -> bool:
+    """Whether nothing needs to be done before a module's weights serve for a tensor like this."""
+    if isinstance(module, comfy.ops.CastWeightBiasOp):
+        return is_plain(module, like) or _is_fp8(module, like)
+    return not (module._forward_hooks or module._forward_pre_hooks)
+
+
 @functools.cache
 def _is_known(layer: type[torch.nn.Module]) -> bool:
     """Classes of other operations quantise, or cast in ways of their own."""

@@ -18,3 +18,8 @@ def is_roomy() -> bool:
     return torch.device(device).type == "cuda" and (
         comfy.model_management.get_total_memory(device) >= _ROOMY_BYTES
     )
+
+
+def holds_everything() -> bool:
+    """Whether ComfyUI leaves models on the GPU (`--gpu-only`, `--highvram`)."""
+    return comfy.model_management.vram_state == comfy.model_management.VRAMState.HIGH_VRAM

@@ -10,8 +10,10 @@ from dataclasses import dataclass, fields
 class Switches:
     """Each is one speed-up; all are on but those that LTX2_SPEED_OFF names, by commas."""
 
+    imports: bool = True
     text: bool = True
     transformer: bool = True
+    graphs: bool = True
     attention: bool = True
     upsampler: bool = True
     decoder: bool = True

@@ -150,8 +150,16 @@ class _Text:
             self._pairs[layer] = pair
         return pair
 
+    def kept(self, layer: Any) -> tuple[torch.Tensor, ...]:
+        return self._pairs.get(layer, ())
+
 
 _text = _Text()
+
+
+def kept_text(layer: Any) -> tuple[torch.Tensor, ...]:
+    """The text's keys and values that a layer keeps in the pass that runs, if it does."""
+    return _text.kept(layer)
 
 
 def _normed(norm: Any, rows: torch.Tensor, embedding: Any) -> torch.Tensor:

@@ -1,0 +1,120 @@
+# pyright: basic, reportMissingImports=false
+"""Passes whose steps are repeated from what one of them left, against passes that run each step.
+
+Run with ComfyUI's own Python in ComfyUI's folder; prints one JSON object. There are no CUDA graphs
+on a CPU: a repeated step runs its operations again where a graph would, on the tensors that a graph
+reads. Kernels run in Triton's interpreter (`TRITON_INTERPRET=1`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+# Sets up ComfyUI as it is imported.
+import torch
+import transformer_equality
+
+speed = transformer_equality.speed
+
+try:
+    from speed import graphs, transformer
+except ImportError:
+    graphs = None
+
+SMALL, LARGE = (2, 2, 3), (3, 2, 3)
+STEPS = (0.9, 0.7)
+
+
+class Captured:
+    """In place of the capture of a CUDA graph; counts."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, model: Any, addresses: Any, inputs: Any, run: Any) -> Any:
+        self.count += 1
+        step = graphs._Graph(addresses, inputs, graphs._text_tensors(model))
+        step.result = step.inputs[0]
+        step.replay = lambda: run(step.inputs)
+        return step
+
+
+@torch.no_grad()
+def passed(model: Any, size: tuple[int, int, int], seed: int, is_on: bool) -> list[torch.Tensor]:
+    """Video and sound after a pass with a text of its own."""
+    speed.switches.graphs = is_on
+    draw = torch.Generator().manual_seed(seed)
+    latents = [torch.randn(1, 128, *size, generator=draw), torch.randn(1, 8, 6, 16, generator=draw)]
+    text = torch.randn(1, 16, model.caption_channels * 2, generator=draw)
+    options = {"uuids": [uuid.uuid4()]}
+    for sigma in STEPS:
+        velocities = model(
+            [latent.clone() for latent in latents],
+            torch.tensor([sigma]), text.clone(), None, 24.0, dict(options),
+        )  # fmt: skip
+        latents = [
+            latent - 0.2 * velocity for latent, velocity in zip(latents, velocities, strict=True)
+        ]
+    return latents
+
+
+def moved(model: Any) -> None:
+    """One weight at another address, changed: as when ComfyUI loads a model again, with a LoRA."""
+    layer = model.transformer_blocks[1].attn1.to_q
+    layer.weight = torch.nn.Parameter(layer.weight.detach() * 1.5, requires_grad=False)
+
+
+def patched(model: Any) -> None:
+    """A LoRA that is applied whenever the weight is used."""
+    model.transformer_blocks[0].ff.net[2].weight_function = [lambda weight: weight * 1.5]
+
+
+def main() -> None:
+    if graphs is None:
+        sys.stdout.write(json.dumps({"triton": False}))
+        return
+    config = transformer_equality.tiny_sizes.TRANSFORMER
+    model = transformer_equality.model_of(config, torch.float32)
+    transformer.is_roomy = lambda: True
+    graphs._fits = lambda *_: speed.switches.graphs
+    captured = Captured()
+    steps = graphs._Steps(captured)
+    stock = transformer_equality.av_model.LTXAVModel
+    rows = []
+    plan = [
+        ("first of its size", SMALL, 1, None),
+        ("second", SMALL, 2, None),
+        ("third, another text", SMALL, 3, None),
+        ("first of another size", LARGE, 1, None),
+        ("second of another size", LARGE, 2, None),
+        ("back at the first size", SMALL, 4, None),
+        ("a weight has moved", SMALL, 1, moved),
+        ("and stays", SMALL, 2, None),
+        ("a weight changes as it is used", SMALL, 3, patched),
+    ]
+    install_with(steps, stock)
+    for name, size, seed, change in plan:
+        if change is not None:
+            change(model)
+        expected = passed(model, size, seed, is_on=False)
+        before = captured.count
+        found = passed(model, size, seed, is_on=True)
+        is_equal = all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        rows.append({"pass": name, "is_equal": is_equal, "captures": captured.count - before})
+    sys.stdout.write(json.dumps({"triton": True, "passes": rows}))
+
+
+def install_with(steps: Any, model: Any) -> None:
+    """`graphs.install` with other steps, in place of what the package installed."""
+    model._process_transformer_blocks = model._process_transformer_blocks.__wrapped__
+    graphs._Steps = lambda _capture: steps
+    graphs.install()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""A pass whose steps are repeated gives what a pass gives whose steps are run, to the bit."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+from tests.comfyui.comfyui_script import printed_by
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@cache
+def passes() -> list[dict[str, Any]]:
+    result = printed_by("graphs_equality.py", interpreted=True)
+    if not result["triton"]:
+        pytest.skip("ComfyUI's Python cannot import Triton")
+    return result["passes"]
+
+
+def test_every_pass_gives_what_its_steps_give_one_by_one() -> None:
+    assert [row["pass"] for row in passes() if not row["is_equal"]] == []
+
+
+def test_a_step_is_captured_once_for_a_size_and_again_when_weights_have_moved() -> None:
+    """Not in the first pass of a size, and not where a weight is changed as it is used."""
+    captures = {row["pass"]: row["captures"] for row in passes()}
+    assert {name for name, count in captures.items() if count} == {
+        "second",
+        "second of another size",
+        "a weight has moved",
+    }
