@@ -8,8 +8,8 @@ worker is started anew, in alternating order over the rounds.
     python bench/throughput.py --engine sandbox|tiny|comfyui --concurrency 1 2 --json FILE
 
 `sandbox` generates in as many seconds as `--generation` says; `tiny` is a ComfyUI with tiny random
-weights on the CPU; `comfyui` is that of COMFYUI_DIR, with the GPU, LTX2_COMFY_ARGS and whatever
-else the environment says, and the weights of `--models`.
+weights on the CPU; `comfyui` is that of COMFYUI_DIR with the GPU and the weights of `--models`,
+as `bench/gpu.py` starts it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ import json
 import logging
 import os
 import platform
-import shlex
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gpu_plan import Launch
+from gpu_worker import Machine, running_worker
 from production_loop import owned_engine
 
 from ltx_worker import engines
@@ -50,6 +52,7 @@ def main() -> None:
     add = parser.add_argument
     add("--engine", choices=("sandbox", "tiny", "comfyui"), default="sandbox")
     add("--models", type=Path, help="models folder of the ComfyUI in COMFYUI_DIR")
+    add("--variant", choices=("fp8", "fp16"), help="default: what the GPU decides")
     add("--job", type=json.loads, help="a job's input as JSON; its seed is set here")
     add("--jobs", type=int, default=12, help="jobs of each round")
     add("--rounds", type=int, default=2)
@@ -77,9 +80,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         order: Sequence[int] = arguments.concurrency[:: -1 if number % 2 else 1]
         for concurrency in order:
             with tempfile.TemporaryDirectory(prefix="ltx-bench-") as folder:
-                environment = engine_of(arguments, Path(folder))
-                environment["LTX2_CONCURRENCY"] = str(concurrency)
-                records = run(environment, job, arguments.jobs, arguments.upload)
+                records = run(arguments, concurrency, job, Path(folder))
             rounds.append({"concurrency": concurrency} | summary(records))
             print(json.dumps(rounds[-1]), file=sys.stderr)
     return {
@@ -94,52 +95,53 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def engine_of(arguments: argparse.Namespace, folder: Path) -> dict[str, str]:
-    """The variables of a worker that starts the engine itself, with its files under `folder`."""
-    shared = {
-        "LTX2_COMFY_PORT": str(engines.free_port()),
-        "COMFY_INPUT_DIR": str(folder / "input"),
-        "COMFY_OUTPUT_DIR": str(folder / "output"),
-    }
-    if arguments.engine == "tiny":
-        return shared | owned_engine("comfyui", folder)
-    if arguments.engine == "sandbox":
-        speed = arguments.generation / SANDBOX_S
-        return shared | {"LTX2_ENGINE": "sandbox", "LTX2_COMFY_ARGS": f"--speed {speed:.2f}"}
-    options = [
-        *engines.comfyui_options(folder),
-        *shlex.split(os.environ.get("LTX2_COMFY_ARGS", "")),
-    ]
-    if arguments.models:
-        models: Path = arguments.models.resolve()
-        rows = "".join(f"  {one.name}: {one.name}\n" for one in models.iterdir() if one.is_dir())
-        paths = folder / "extra_model_paths.yaml"
-        paths.write_text(f"bench:\n  base_path: {models}\n  is_default: true\n{rows}")
-        options += ["--extra-model-paths-config", str(paths)]
-        shared["COMFY_MODELS_DIRS"] = json.dumps([str(models)])
-    return shared | {"LTX2_COMFY_ARGS": shlex.join(options)}
-
-
 def run(
-    environment: Mapping[str, str], job: Mapping[str, Any], jobs: int, upload_s: float
+    arguments: argparse.Namespace, concurrency: int, job: Mapping[str, Any], folder: Path
 ) -> list[JobRecord]:
-    """The records of `jobs` jobs on one worker, which has served some before."""
-    with (
-        moto() as storage,
-        wire(storage, delay_s=upload_s) as slow,
-        RunPodPlatform() as runpod,
-    ):
-        bucket = {
+    """The records of a round's jobs on one worker, which has served some before."""
+    with moto() as storage, wire(storage, delay_s=arguments.upload) as slow:
+        variables = {
+            "LTX2_CONCURRENCY": str(concurrency),
             "R2_ENDPOINT_URL": slow.url,
             "R2_BUCKET": BUCKET,
             "R2_ACCESS_KEY_ID": KEY_ID,
             "R2_SECRET_ACCESS_KEY": SECRET,
         }
-        with production_handler(runpod, dict(environment) | bucket):
+        with serving(arguments, variables, folder) as runpod:
             for seed in range(WARM_UP_JOBS):
                 runpod.wait(runpod.submit(dict(job) | {"seed": seed}), JOB_LIMIT_S)
-            ids = [runpod.submit(dict(job) | {"seed": 100 + i}) for i in range(jobs)]
-            return [runpod.wait(job_id, JOB_LIMIT_S) for job_id in ids]
+            jobs = [dict(job) | {"seed": 100 + number} for number in range(arguments.jobs)]
+            return [
+                runpod.wait(job_id, JOB_LIMIT_S) for job_id in [runpod.submit(one) for one in jobs]
+            ]
+
+
+@contextmanager
+def serving(
+    arguments: argparse.Namespace, variables: Mapping[str, str], folder: Path
+) -> Generator[RunPodPlatform]:
+    """A platform with a worker that takes its jobs and starts the engine itself."""
+    if arguments.engine == "comfyui":
+        machine = Machine(str(arguments.models), "ltx-2", arguments.variant)
+        launch = Launch(environment=tuple(variables.items()))
+        with running_worker(machine, launch, folder) as worker:
+            yield worker.platform
+        return
+    files = {
+        "LTX2_COMFY_PORT": str(engines.free_port()),
+        "COMFY_INPUT_DIR": str(folder / "input"),
+        "COMFY_OUTPUT_DIR": str(folder / "output"),
+    }
+    if arguments.engine == "tiny":
+        engine = owned_engine("comfyui", folder)
+    else:
+        speed = arguments.generation / SANDBOX_S
+        engine = {"LTX2_ENGINE": "sandbox", "LTX2_COMFY_ARGS": f"--speed {speed:.2f}"}
+    with (
+        RunPodPlatform() as runpod,
+        production_handler(runpod, {**files, **engine, **variables}),
+    ):
+        yield runpod
 
 
 def summary(records: Sequence[JobRecord]) -> dict[str, Any]:
