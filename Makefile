@@ -21,7 +21,7 @@ demo: setup ## one clip from the sandbox, in out/demo.mp4
 	@$(BIN)/ltx demo --out out/demo.mp4
 
 test: setup ## every test that needs no ComfyUI
-	$(BIN)/pytest --ignore tests/faults -n 3 --dist worksteal
+	$(BIN)/pytest --ignore tests/faults -n 4 --dist worksteal
 
 check: setup ## style and types
 	$(BIN)/ruff check .
@@ -34,7 +34,7 @@ check: setup ## style and types
 	$(BIN)/hadolint Dockerfile
 
 test-comfyui: setup ## the contract on a real ComfyUI with tiny weights (COMFYUI_DIR)
-	$(BIN)/pytest tests/contract tests/comfyui --ignore tests/comfyui/workflows --engine comfyui --timeout 300 -n 2
+	$(BIN)/pytest tests/contract tests/comfyui --ignore tests/comfyui/workflows --engine comfyui --timeout 300 -n 2 --dist loadfile
 
 faults: setup ## every fault through RunPod's job loop, as a table; on a real ComfyUI too where there is one
 	@$(BIN)/pytest tests/faults $(FAULTS) -q --timeout 240 -n 4; status=$$?; cat out/faults.md; exit $$status

@@ -92,6 +92,19 @@ def engine(
         yield running
 
 
+@pytest.fixture(scope="session")
+def slow_engine(
+    engine_name: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[engines.Engine]:
+    """An engine on which a step takes a while; on a real ComfyUI every step does."""
+    if engine_name == "comfyui":
+        yield request.getfixturevalue("engine")
+        return
+    request.getfixturevalue("clean_environment")
+    with engines.sandbox(tmp_path_factory.mktemp("slow"), ["--speed", "1"]) as running:
+        yield running
+
+
 def start_engine(name: str, folder: Path) -> AbstractContextManager[engines.Engine]:
     """An engine by name, with its files under `folder`."""
     if name == "comfyui":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from functools import cache
 from typing import Any
 
 from tests.comfyui.tiny_engine import TINY_ENVIRONMENT, comfyui_dir
@@ -13,8 +14,21 @@ from tests.fakes.runpod_platform import ROOT
 from ltx_worker.comfy.launch import comfyui_python
 
 
+@cache
+def has_triton() -> bool:
+    """Whether ComfyUI's Python can import Triton."""
+    python = str(comfyui_python(comfyui_dir()))
+    done = subprocess.run([python, "-c", "import triton"], capture_output=True, check=False)
+    return done.returncode == 0
+
+
 def printed_by(script: str, *arguments: str, interpreted: bool) -> dict[str, Any]:
-    """The JSON object that a script of this folder prints; kernels in Triton's interpreter."""
+    """The JSON object that a script of this folder prints; kernels in Triton's interpreter.
+
+    Where there is no Triton to interpret them, the script is not run: `{"triton": False}`.
+    """
+    if interpreted and not has_triton():
+        return {"triton": False}
     environment = os.environ | TINY_ENVIRONMENT
     environment.pop("TRITON_INTERPRET", None)
     if interpreted:

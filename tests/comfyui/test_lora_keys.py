@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tests.comfyui.tiny_engine import comfyui_dir
+from tests.comfyui.tiny_engine import TINY_MODELS, comfyui_dir, make_tiny_models
 
 from ltx_worker.comfy.launch import comfyui_python
 from ltx_worker.workflow.lora_files import (
@@ -29,24 +29,24 @@ from ltx_worker.workflow.lora_files import (
 
 pytestmark = pytest.mark.timeout(300)
 
-MODELS = Path.home() / ".cache" / "ltx-worker" / "tiny-models"
 CHECKPOINTS = {
-    "ltx-2": MODELS / "checkpoints" / "ltx-2-19b-dev-fp8.safetensors",
-    "ltx-2.3": MODELS / "checkpoints" / "ltx-2.3-22b-dev-fp8.safetensors",
+    "ltx-2": TINY_MODELS / "checkpoints" / "ltx-2-19b-dev-fp8.safetensors",
+    "ltx-2.3": TINY_MODELS / "checkpoints" / "ltx-2.3-22b-dev-fp8.safetensors",
 }
 LORAS = {
-    "ltx-2": MODELS / "loras" / "ltx-2-19b-distilled-lora-384.safetensors",
-    "ltx-2.3": MODELS / "loras" / "ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
+    "ltx-2": TINY_MODELS / "loras" / "ltx-2-19b-distilled-lora-384.safetensors",
+    "ltx-2.3": TINY_MODELS / "loras" / "ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
 }
 Q = "transformer_blocks.0.attn1.to_q"
 FF = "transformer_blocks.1.ff.net.0.proj"
 TABLE = "transformer_blocks.0.scale_shift_table"
 Shapes = dict[str, tuple[int, ...]]
-Reports = dict[str, tuple[Path, dict[str, Any]]]
+Report = dict[str, Any]
+Reports = dict[str, tuple[Path, Report]]
 
 
 def apply_loras() -> None:
-    """Run by ComfyUI's Python: put each LoRA named on stdin on the checkpoint, report as JSON."""
+    """Run by ComfyUI's Python: put each LoRA named on stdin on its checkpoint, report as JSON."""
     import json
     import logging
     import sys
@@ -64,14 +64,10 @@ def apply_loras() -> None:
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
     logging.getLogger().addHandler(handler)
-    model = comfy.sd.load_checkpoint_guess_config(
-        order["checkpoint"], output_vae=False, output_clip=False
-    )[0]
-    before = {name: value.clone() for name, value in model.model.state_dict().items()}
-    reports = {}
-    for path in order["loras"]:
+
+    def report_of(model: Any, before: dict[str, Any], path: str) -> dict[str, Any]:
         lines.clear()
-        report = {"changed": [], "raised": None}
+        report: dict[str, Any] = {"changed": [], "raised": None}
         try:
             lora = comfy.utils.load_torch_file(path, safe_load=True)
             patched = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
@@ -87,27 +83,36 @@ def apply_loras() -> None:
         report["unread"] = [line.removeprefix(unread) for line in lines if unread in line]
         report["not_loaded"] = [line for line in lines if line.startswith("NOT LOADED")]
         report["errors"] = [x for x in lines if x.startswith(("ERROR", "WARNING", "Calculate"))]
-        reports[path] = report
+        return report
+
+    reports = {}
+    for checkpoint, loras in order["loras"].items():
+        model = comfy.sd.load_checkpoint_guess_config(
+            checkpoint, output_vae=False, output_clip=False
+        )[0]
+        before = {name: value.clone() for name, value in model.model.state_dict().items()}
+        reports[checkpoint] = {path: report_of(model, before, path) for path in loras}
     sys.stdout.write(json.dumps(reports))
 
 
-def ask_comfyui(checkpoint: Path, loras: list[Path]) -> dict[Path, dict[str, Any]]:
-    """What ComfyUI does with each LoRA on the checkpoint."""
-    script = f"{inspect.getsource(apply_loras)}\napply_loras()\n"
-    order = {
-        "comfyui": str(comfyui_dir()),
-        "checkpoint": str(checkpoint),
-        "loras": [str(path) for path in loras],
-    }
+def ask_comfyui(loras: Mapping[str, list[Path]]) -> dict[tuple[str, Path], Report]:
+    """What ComfyUI does with each LoRA on the checkpoint of the family it is listed for."""
+    script = f"from typing import Any\n{inspect.getsource(apply_loras)}\napply_loras()\n"
+    paths = {str(CHECKPOINTS[family]): [str(path) for path in loras[family]] for family in loras}
     done = subprocess.run(
         [comfyui_python(comfyui_dir()), "-c", script],
-        input=json.dumps(order),
+        input=json.dumps({"comfyui": str(comfyui_dir()), "loras": paths}),
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return {Path(path): report for path, report in json.loads(done.stdout).items()}
+    answers = json.loads(done.stdout)
+    return {
+        (family, path): answers[str(CHECKPOINTS[family])][str(path)]
+        for family in loras
+        for path in loras[family]
+    }
 
 
 def pair(up: str, down: str, rows: int = 128, columns: int = 128, rank: int = 4) -> Shapes:
@@ -223,21 +228,23 @@ def header_of(path: Path) -> SafetensorsHeader:
     return read_header(path)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny_models() -> None:
-    """The tiny checkpoints and LoRAs, written unless they are there."""
-    python, maker = comfyui_python(comfyui_dir()), Path(__file__).with_name("tiny_weights.py")
-    command = [python, maker, "--comfyui", comfyui_dir(), "--models", MODELS]
-    subprocess.run(command, check=True)
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, Path], Report]:
+    """What ComfyUI does with every file of this module, in one run of its Python."""
+    make_tiny_models()
+    folder = tmp_path_factory.mktemp("loras")
+    files = [write(folder / f"{name}.safetensors", CASES[name]) for name in CASES]
+    return ask_comfyui({"ltx-2": list(LORAS.values()), "ltx-2.3": [*files, LORAS["ltx-2.3"]]})
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
+def reports(answers: dict[tuple[str, Path], Report]) -> Reports:
     """Every case's file, and what ComfyUI does with it on the LTX-2.3 checkpoint."""
-    folder = tmp_path_factory.mktemp("loras")
-    files = {name: write(folder / f"{name}.safetensors", CASES[name]) for name in CASES}
-    answers = ask_comfyui(CHECKPOINTS["ltx-2.3"], list(files.values()))
-    return {name: (path, answers[path]) for name, path in files.items()}
+    return {
+        path.stem: (path, report)
+        for (family, path), report in answers.items()
+        if family == "ltx-2.3" and path.stem in CASES
+    }
 
 
 def verdict_on(path: Path, family: str = "ltx-2.3") -> LoraFit:
@@ -291,20 +298,22 @@ def test_the_worker_is_stricter_in_few_formats(name: str, reports: Reports) -> N
 
 
 @pytest.mark.parametrize("family", CHECKPOINTS)
-def test_each_familys_own_lora_fits_it(family: str) -> None:
+def test_each_familys_own_lora_fits_it(
+    family: str, answers: dict[tuple[str, Path], Report]
+) -> None:
     """A LoRA of all the blocks' layers fits its own family; ComfyUI changes the same weights."""
     fit = verdict_on(LORAS[family], family)
-    (report,) = ask_comfyui(CHECKPOINTS[family], [LORAS[family]]).values()
+    report = answers[family, LORAS[family]]
 
     assert fit.fits
     assert not fit.unknown
     assert report["changed"] == list(fit.weights)
 
 
-def test_a_lora_for_2_3_does_not_fit_2() -> None:
+def test_a_lora_for_2_3_does_not_fit_2(answers: dict[tuple[str, Path], Report]) -> None:
     """LTX-2 has no gates, so ComfyUI drops a sixth of an LTX-2.3 LoRA and reports success."""
     fit = verdict_on(LORAS["ltx-2.3"], "ltx-2")
-    (report,) = ask_comfyui(CHECKPOINTS["ltx-2"], [LORAS["ltx-2.3"]]).values()
+    report = answers["ltx-2", LORAS["ltx-2.3"]]
 
     assert not fit.fits
     assert fit.made_for == "ltx-2.3"

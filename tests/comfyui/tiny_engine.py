@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from ltx_worker import engines
@@ -34,12 +36,22 @@ def tiny_comfyui(folder: Path, port: int | None = None) -> Generator[engines.Eng
         yield replace(engine, folders=replace(engine.folders, models_dirs=(TINY_MODELS,)))
 
 
+@cache
+def make_tiny_models() -> None:
+    """Write the tiny weights unless they are there; asked once a process, by one at a time."""
+    comfyui = comfyui_dir()
+    maker = [str(comfyui_python(comfyui)), str(_HERE / "tiny_weights.py")]
+    TINY_MODELS.mkdir(parents=True, exist_ok=True)
+    with (TINY_MODELS / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(
+            [*maker, "--comfyui", str(comfyui), "--models", str(TINY_MODELS)], check=True
+        )
+
+
 def tiny_options(folder: Path) -> list[str]:
     """The options of a ComfyUI with the tiny weights, which are made where they are missing."""
-    comfyui = comfyui_dir()
-    python = comfyui_python(comfyui)
-    maker = [str(python), str(_HERE / "tiny_weights.py")]
-    subprocess.run([*maker, "--comfyui", str(comfyui), "--models", str(TINY_MODELS)], check=True)
+    make_tiny_models()
     paths = folder / "extra_model_paths.yaml"
     rows = "".join(f"  {name}: {name}\n" for name in _FOLDERS)
     paths.write_text(

@@ -21,6 +21,10 @@ GEMMA = {
     "num_key_value_heads": 1,
 }
 GEMMA_HEAD_WIDTH = 16
+# Where Gemma ends its answer. The token's row of the embedding, which is its row of the output,
+# too, is longer than others, so that an enhanced prompt ends after some dozens of tokens.
+END_OF_TURN = 106
+END_OF_TURN_GAIN = 2.5
 GEMMA_VISION = {
     "hidden_size": 32,
     "intermediate_size": 64,

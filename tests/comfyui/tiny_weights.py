@@ -200,9 +200,11 @@ def text_encoder() -> Tensors:
     language = llama.Llama2_(config, device="cpu", dtype=torch.float32, ops=ops)
     projector = llama.Gemma3MultiModalProjector(config, torch.float32, "cpu", ops)
     vision = comfy("clip_model").CLIPVision(config.vision_config, torch.float32, "cpu", ops)
+    tensors = fill_module("gemma", language, "model.", norm_weight=0.0)
+    tensors["model.embed_tokens.weight"][sizes.END_OF_TURN] *= sizes.END_OF_TURN_GAIN
     return {
         "spiece_model": tokenizer_model(),
-        **fill_module("gemma", language, "model.", norm_weight=0.0),
+        **tensors,
         **fill_module("gemma", projector, "multi_modal_projector.", norm_weight=0.0),
         **fill_module("gemma", vision, "vision_model."),
     }

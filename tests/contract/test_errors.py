@@ -6,12 +6,14 @@ import base64
 import io
 import json
 import math
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
-from tests.conftest import SMALL, RunJob, picture, settings_for, start_engine
+from tests.conftest import SMALL, RunJob, picture, settings_for
+from tests.faults.proxy import Proxy
 
 from ltx_worker import engines, samples
 from ltx_worker.errors import JobError
@@ -41,11 +43,14 @@ def test_five_mistakes_come_back_in_one_error(run_job: RunJob) -> None:
     assert all(problem["message"] for problem in error["details"])
 
 
-def test_a_bad_request_is_refused_without_an_engine(tmp_path: Path, engine_name: str) -> None:
+def test_a_bad_request_is_refused_without_an_engine(engine: engines.Engine) -> None:
     """The request is judged before the engine is touched: it may even be gone."""
-    with start_engine(engine_name, tmp_path) as engine:
-        worker = Worker(settings_for(engine, comfy_start_timeout_s=1))
-        worker.start()
+    port = urlsplit(engine.url).port
+    assert port is not None
+    way = Proxy(port)
+    worker = Worker(settings_for(replace(engine, url=way.url), comfy_start_timeout_s=1))
+    worker.start()
+    way.close()
     with pytest.raises(JobError) as bad:
         worker.run({"id": "bad", "input": {"promt": "x", "fps": math.nan}})
     with pytest.raises(JobError) as good:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 from handler import Adapter
-from tests.conftest import SMALL, settings_for, start_engine
+from tests.conftest import SMALL, settings_for
 
 from ltx_worker import engines
 from ltx_worker.worker import Worker
@@ -33,20 +33,6 @@ def wait_for(condition: Any, timeout_s: float = 30) -> None:
     while not condition():
         assert time.monotonic() < give_up, "it did not happen in time"
         time.sleep(0.01)
-
-
-@pytest.fixture(scope="module")
-def slow_engine(
-    engine_name: str, tmp_path_factory: pytest.TempPathFactory, clean_environment: None
-) -> Any:
-    """An engine on which a step takes a while."""
-    folder = tmp_path_factory.mktemp("slow")
-    if engine_name == "comfyui":
-        with start_engine(engine_name, folder) as engine:
-            yield engine
-    else:
-        with engines.sandbox(folder, ["--speed", "1"]) as engine:
-            yield engine
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Generator
 from pathlib import Path
 
@@ -18,11 +20,21 @@ _FILES = {
 
 @pytest.fixture(scope="session")
 def hostile_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every hostile file, called by its field and its name."""
-    folder = tmp_path_factory.mktemp("hostile-files")
-    for field, builds in _FILES.items():
-        for name, build in builds.items():
-            (folder / f"{field}-{name}").write_bytes(build())
+    """A folder with every hostile file, called by its field and its name.
+
+    Parallel processes of one run build it once: the first writes, the others wait for it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if "PYTEST_XDIST_WORKER" not in os.environ else base.parent) / "hostile-files"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            partial = folder.with_suffix(".part")
+            partial.mkdir()
+            for field, builds in _FILES.items():
+                for name, build in builds.items():
+                    (partial / f"{field}-{name}").write_bytes(build())
+            partial.rename(folder)
     return folder
 
 
