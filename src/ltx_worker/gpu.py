@@ -133,7 +133,8 @@ def decide(
 ) -> Decision:
     """What to run on these GPUs, of which the smallest decides; raises `GpuUnfit`.
 
-    `installed_bytes` are those of the checkpoints and text encoders that jobs can ask for.
+    `installed_bytes` are those of the checkpoints and text encoders that jobs can ask for; 0 where
+    none is there yet.
     """
     gpu = min(gpus, key=lambda gpu: gpu.memory_mib or 0)
     reasons = [f"the smallest of {len(gpus)} GPUs decides: {gpu}" if len(gpus) > 1 else str(gpu)]
@@ -284,7 +285,11 @@ def _memory_flags(gpu: Gpu, installed_bytes: int) -> _Flags:
     if gpu.memory_mib is None:
         return _Flags((), "no memory flags: the GPU's memory is not known")
     spare_gib = (gpu.memory_mib * _MIB - installed_bytes) / _GIB
-    rows = [row for row in _data()["memory_flags"] if row.get("beside_gib", spare_gib) <= spare_gib]
+    rows = [
+        row
+        for row in _data()["memory_flags"]
+        if "beside_gib" not in row or (installed_bytes and row["beside_gib"] <= spare_gib)
+    ]
     row = _row(rows, gpu.memory_mib)
     assert row is not None
     name = " ".join(row["flags"]) or "no memory flags"

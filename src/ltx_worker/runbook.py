@@ -198,16 +198,20 @@ def _gpus() -> Iterator[str]:
     largest = max(rows, key=lambda row: row["memory_mib"])
     why = decide([_gpu(largest)], _LITTLE, _defaults()).reasons[1]
     yield ""
+    yield "The flags are those with the models of quality fast installed, and no others."
     yield f"With {_LITTLE.bytes >> 30} GiB of system memory, {largest['id']} serves {why}."
 
 
 def _gpu_row(row: Mapping[str, Any]) -> str:
-    variant = "fp8, with `LTX2_ALLOW_LOW_VRAM=true`"
+    settings = _defaults()
+    note = ""
     try:
-        decision = decide([_gpu(row)], _PLENTY, _defaults())
-        variant = decision.variant
+        decision = decide([_gpu(row)], _PLENTY, settings)
     except GpuUnfit:
-        decision = decide([_gpu(row)], _PLENTY, _defaults(allow_low_vram=True))
+        settings, note = _defaults(allow_low_vram=True), ", with `LTX2_ALLOW_LOW_VRAM=true`"
+        decision = decide([_gpu(row)], _PLENTY, settings)
+    variant = f"{decision.variant}{note}"
+    decision = decide([_gpu(row)], _PLENTY, settings, _bytes_of_fast(decision.variant))
     price = f"{row['price'] * 3600:.2f}" if "price" in row else ""
     longest = [
         _longest(decision.megapixel_frames or 0, name, decision.max_frames)
@@ -216,6 +220,12 @@ def _gpu_row(row: Mapping[str, Any]) -> str:
     memory, flags = f"{row['memory_mib']:,}", f"`{' '.join(decision.comfy_args)}`"
     cells = (row["id"], row["pool"], price, memory, variant, flags, *longest)
     return f"| {' | '.join(cells)} |"
+
+
+def _bytes_of_fast(variant: Variant) -> int:
+    """The checkpoint and the text encoder of quality fast."""
+    roles = ("distilled_checkpoint", "text_encoder")
+    return sum(load_catalog().candidates("ltx-2", role, variant)[0].bytes for role in roles)
 
 
 def _gpu(row: Mapping[str, Any]) -> Gpu:

@@ -57,7 +57,7 @@ def reason(decision: Decision, part: str) -> str:
         (A100_40, "fp16", ()),
         (A100_80, "fp16", ()),
         (H100, "fp16", ()),
-        (H200, "fp16", ("--gpu-only", "--disable-cuda-malloc")),
+        (H200, "fp16", ()),
     ],
 )
 def test_each_gpu_gets_its_variant(
@@ -75,13 +75,25 @@ def test_each_gpu_gets_its_variant(
     assert len(decision.reasons) == 5
 
 
-def test_nothing_stays_on_the_gpu_where_all_that_is_installed_does_not_fit(tmp_path: Path) -> None:
-    """Both checkpoints of both models are more than an H200 holds; those of one are not."""
-    gpus = read_gpus(nvidia_smi(tmp_path, H200))
-    fits = decide(gpus, ROOMY, Settings(), installed_bytes=int(111e9))
-    assert fits.comfy_args[0] == "--gpu-only"
-    too_much = decide(gpus, ROOMY, Settings(), installed_bytes=int(203e9))
-    assert "--gpu-only" not in too_much.comfy_args
+@pytest.mark.parametrize(
+    ("listing", "installed_gb", "stays"),
+    [(H200, 111, True), (H200, 203, False), (H100, 40, True), (H100, 68, False), (L40S, 40, False)],
+    ids=[
+        "H200, both checkpoints of a model",
+        "H200, both of both models",
+        "H100, quality fast in fp8",
+        "H100, quality fast in fp16",
+        "L40S, quality fast in fp8",
+    ],
+)
+def test_models_stay_on_the_gpu_where_all_that_is_installed_fits(
+    tmp_path: Path, listing: str, installed_gb: int, stays: bool
+) -> None:
+    gpus = read_gpus(nvidia_smi(tmp_path, listing))
+    decision = decide(gpus, ROOMY, Settings(), installed_bytes=int(installed_gb * 1e9))
+    assert ("--gpu-only" in decision.comfy_args) is stays
+    # CUDA's allocator and CUDA graphs do not go together.
+    assert ("--disable-cuda-malloc" in decision.comfy_args) is stays
 
 
 def test_the_checkpoints_in_the_models_folders_count(
@@ -93,6 +105,7 @@ def test_the_checkpoints_in_the_models_folders_count(
     smi = nvidia_smi(tmp_path, H200)
     monkeypatch.setenv("PATH", f"{Path(smi).parent}:/usr/bin:/bin")
     settings = Settings(comfyui_dir=tmp_path, vram_management=True)
+    (checkpoints / "ltx-2-19b-distilled.safetensors").write_bytes(b"weights")
     sparse = checkpoints / "another.safetensors"
     with sparse.open("wb") as file:
         file.truncate(10**12)

@@ -18,7 +18,7 @@ from ltx_worker.errors import ComfyUnavailable
 from ltx_worker.settings import Settings
 
 H200 = "NVIDIA H200, 143771, 570.86.10, Disabled"
-H100 = "NVIDIA H100 80GB HBM3, 81559, 570.86.10, Disabled"
+L40S = "NVIDIA L40S, 46068, 570.86.10, Disabled"
 ROLES = ("text_encoder", "distilled_checkpoint", "spatial_upscaler")
 # A ComfyUI that writes down what it was told, and ends.
 MAIN = """
@@ -72,7 +72,7 @@ def test_where_the_gpu_holds_everything_the_large_files_are_read_ahead(
 @pytest.mark.parametrize(
     ("listing", "settings"),
     [
-        (H100, {}),
+        (L40S, {}),
         (H200, {"comfy_args": "--lowvram"}),
         (H200, {"vram_management": False}),
         (H200, {"read_ahead": False}),
