@@ -22,23 +22,28 @@ SAMPLE_RATE = 24_000
 # ITU-R BT.709: the weights of red and of blue in luma.
 BT709 = (0.2126, 0.0722)
 # Grain's standard deviation, of 1, by content.
-GRAINS = {"calm": 0.005, "natural": 0.02}
+GRAINS = {"clean": 0.0, "calm": 0.005, "natural": 0.02, "nearing": 0.006}
 CONTENTS = (*GRAINS, "noise")
 # The picture moves by so many pixels a frame, so that it also lies between pixels.
 PAN = 1.5
+# How much larger the picture becomes with each frame.
+NEARING = 0.004
 
 
 def content(name: str, frames: int, height: int, width: int) -> list[Pixels]:
     """Frames of (height, width, 3) in 0 .. 1, the same at every call.
 
-    `natural` and `calm`: sky, land and houses pass by, a round body floats before them, the light
-    changes, and there is grain. `noise` is what random weights make.
+    `natural`, `calm` and `clean`: sky, land and houses pass by, a round body floats before them,
+    the light changes, and there is much grain, little or none. `nearing`: the camera comes nearer,
+    so that little moves by whole or half pixels. `noise` is what random weights make.
     """
     if name == "noise":
         return list(
             _in_threads(lambda k: _seeded(k).random((height, width, 3), np.float32), frames)
         )
     random = np.random.default_rng(1)
+    if name == "nearing":
+        return list(_in_threads(_Nearing(_scene(random, height, width)).frame, frames))
     scene = _scene(random, height, width + math.ceil(PAN * frames) + 1)
     body = _color(0.7, 0.5, 0.4) + _texture(random, height // 2, width // 4, 1.3, 0.12)
     draw = _Camera(scene, body, _disc(*body.shape[:2]), width, GRAINS[name])
@@ -67,6 +72,29 @@ class _Camera:
         picture *= np.float32(1 + 0.05 * math.sin(k / 19))
         grain = _seeded(k).standard_normal((*picture.shape[:2], 1), np.float32)
         return (picture + np.float32(self.grain) * grain).clip(0, 1)
+
+
+@dataclass(frozen=True)
+class _Nearing:
+    """Comes nearer to the middle of a scene."""
+
+    scene: Pixels
+
+    def frame(self, k: int) -> Pixels:
+        picture = self.scene
+        for axis in (0, 1):
+            picture = _magnified(picture.swapaxes(0, axis), 1 + NEARING * k).swapaxes(0, axis)
+        grain = _seeded(k).standard_normal((*picture.shape[:2], 1), np.float32)
+        return (picture + np.float32(GRAINS["nearing"]) * grain).clip(0, 1)
+
+
+def _magnified(rows: Pixels, times: float) -> Pixels:
+    """The middle rows, so many times as far apart, as many as before."""
+    middle = (len(rows) - 1) / 2
+    at = (np.arange(len(rows)) - middle) / times + middle
+    above = at.astype(int).clip(0, len(rows) - 2)
+    share = (at - above).astype(np.float32)[:, None, None]
+    return rows[above] * (1 - share) + rows[above + 1] * share
 
 
 def _scene(random: np.random.Generator, height: int, width: int) -> Pixels:

@@ -174,8 +174,12 @@ def test_the_default_is_not_below_comfyuis_own_save_node(tmp_path: Path) -> None
 
     silent = stock.stat().st_size - sound_bytes(stock)
     assert sized(0) <= silent
-    step = next(step for step in (0.2, 0.15, 0.1, 0.05, 0) if sized(step) <= silent)
-    assert step < 0.2, "ComfyUI's clip is much larger: the measures are not at its size"
+    fits, exceeds = 0.0, 1.0
+    assert sized(exceeds) > silent, "ComfyUI's clip is much larger: there is no such size"
+    for _ in range(5):
+        middle = (fits + exceeds) / 2
+        fits, exceeds = (middle, exceeds) if sized(middle) <= silent else (fits, middle)
+    sized(fits)
     before, after = likeness(stock, pictures), likeness(ours, pictures)
     assert [name for name, value in before.items() if after[name] < value] == []
 
