@@ -24,10 +24,10 @@ def test_every_pass_gives_what_its_steps_give_one_by_one() -> None:
 
 
 def test_a_step_is_captured_once_for_a_size_and_again_when_weights_have_moved() -> None:
-    """Not in the first pass of a size, and not where a weight is changed as it is used."""
+    """Not where the GPU does not wait, and not where a weight is changed as it is used."""
     captures = {row["pass"]: row["captures"] for row in passes()}
     assert {name for name, count in captures.items() if count} == {
-        "second",
-        "second of another size",
+        "the GPU waits",
+        "another size",
         "a weight has moved",
     }

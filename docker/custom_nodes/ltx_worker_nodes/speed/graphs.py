@@ -6,8 +6,8 @@ waits. A graph is issued at once. It reads and writes where it did when it was c
 serves as long as weights and sizes stay, in later jobs too, and what differs is copied there.
 
 The first step of a pass is issued as ever: it computes what the others keep (the text's keys and
-values). A graph is captured in the second step of the second pass of a size, and never for large
-sizes: there the GPU is the slower of the two.
+values). A graph is captured in the third step, if the GPU has done all before it by then and waits,
+and never for large sizes: there the GPU is the slower of the two.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 _MOST_TOKENS = 8192
 # 1.2 GB for the text's keys and values at 1,024 tokens, and about one for what a step computes.
 _MOST_GRAPHS = 2
-_MOST_SIZES = 100
+_SECOND, _THIRD = 2, 3
 _REPLACEMENTS = ("patches_replace", "optimized_attention_override", "context_window")
 
 
@@ -38,7 +38,7 @@ def install() -> None:
     """Wrap the method that runs the blocks of a step; it serves what does not fit."""
     model = av_model.LTXAVModel
     stock = model._process_transformer_blocks
-    steps = _Steps(_captured)
+    steps = _Steps(_captured, _Issued())
 
     @functools.wraps(stock)
     def _process_transformer_blocks(
@@ -84,29 +84,31 @@ def _can_capture() -> bool:
 class _Steps:
     """The graphs that there are, and where in a pass the model is."""
 
-    def __init__(self, capture: Callable[..., _Graph | None]) -> None:
+    def __init__(self, capture: Callable[..., _Graph | None], issued: _Issued) -> None:
         self._capture = capture
+        self._issued = issued
         self._graphs: dict[Any, _Graph] = {}
-        self._seen: set[Any] = set()
         self._pass: Any = None
+        self._step = 0
         self._ready: _Graph | None = None
-        self._is_wanted = False
 
     def run(self, model: Any, inputs: Any, options: Any, run: Callable[[Any], Any]) -> Any:
         """One step, by whichever way there is for it."""
         key = (id(model), *_described(inputs))
         this = (key, tuple(options["uuids"]))
         if this != self._pass:
-            self._pass, self._ready = this, None
-            self._is_wanted = key in self._seen
-            if len(self._seen) >= _MOST_SIZES:
-                self._seen.clear()
-            self._seen.add(key)
-            return run(inputs)
-        if self._is_wanted and self._ready is None:
+            self._pass, self._step, self._ready = this, 0, None
+        self._step += 1
+        if self._ready is None and (
+            (self._step == _SECOND and key in self._graphs)
+            or (self._step == _THIRD and self._issued.is_done())
+        ):
             self._ready = self._graph_for(key, model, inputs, run)
-            self._is_wanted = self._ready is not None
-        return run(inputs) if self._ready is None else self._ready.run(inputs)
+        if self._ready is not None:
+            return self._ready.run(inputs)
+        result = run(inputs)
+        self._issued.mark()
+        return result
 
     def _graph_for(
         self, key: Any, model: Any, inputs: Any, run: Callable[[Any], Any]
@@ -128,6 +130,20 @@ class _Steps:
         else:
             self._graphs[key] = graph
         return graph
+
+
+class _Issued:
+    """What was issued to the GPU up to a mark, and whether that is done."""
+
+    def __init__(self) -> None:
+        self._event: torch.cuda.Event | None = None
+
+    def mark(self) -> None:
+        self._event = torch.cuda.Event()
+        self._event.record()
+
+    def is_done(self) -> bool:
+        return self._event is not None and self._event.query()
 
 
 class _Graph:
