@@ -94,7 +94,7 @@ def _magnified(rows: Pixels, times: float) -> Pixels:
     at = (np.arange(len(rows)) - middle) / times + middle
     above = at.astype(int).clip(0, len(rows) - 2)
     share = (at - above).astype(np.float32)[:, None, None]
-    return rows[above] * (1 - share) + rows[above + 1] * share
+    return (rows[above] * (1 - share) + rows[above + 1] * share).astype(np.float32, copy=False)
 
 
 def _scene(random: np.random.Generator, height: int, width: int) -> Pixels:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+from typing import Any
 
 _DELAY_S = 0.5
 # Python's own; the prestartup script holds collections off while ComfyUI imports.
@@ -27,7 +28,10 @@ def install() -> None:
 
 
 class _Later:
-    """The module `gc` as ComfyUI's main loop uses it."""
+    """The module `gc`, with a collection that does not come at once."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(gc, name)
 
     def collect(self) -> None:
         timer = threading.Timer(_DELAY_S, gc.collect)
