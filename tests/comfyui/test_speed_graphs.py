@@ -31,3 +31,18 @@ def test_a_step_is_captured_once_for_a_size_and_again_when_weights_have_moved() 
         "another size",
         "a weight has moved",
     }
+
+
+def test_steps_are_repeated_only_where_nothing_else_is_asked_for() -> None:
+    """Two steps of the four where the graph is new, three where it is there."""
+    repeats = {row["pass"]: row["repeats"] for row in passes()}
+    assert repeats == {
+        "the GPU is slower": 0,
+        "the GPU waits": 2,
+        "another text": 3,
+        "another size": 2,
+        "back at the first size": 3,
+        "guided by a node's own means": 0,
+        "a weight has moved": 3,
+        "a weight changes as it is used": 0,
+    }

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import comfy.ldm.lightricks.av_model as av_model
@@ -31,7 +31,12 @@ _MOST_TOKENS = 8192
 # 1.2 GB for the text's keys and values at 1,024 tokens, and about one for what a step computes.
 _MOST_GRAPHS = 2
 _SECOND, _THIRD = 2, 3
-_REPLACEMENTS = ("patches_replace", "optimized_attention_override", "context_window")
+# What ComfyUI tells of a step that its blocks do not ask for. Any other option may change what they
+# do, such as other nodes' guidance that leaves something out in every second call.
+_IDLE_OPTIONS = frozenset({
+    "callbacks", "cond_or_uncond", "prefetch_dynamic_vbars", "sample_sigmas", "sigmas", "uuids",
+    "wrappers",
+})  # fmt: skip
 
 
 def install() -> None:
@@ -68,11 +73,14 @@ def _fits(x: Any, options: Any) -> bool:
         and _can_capture()
         and switches.transformer
         and x[0].shape[1] <= _MOST_TOKENS
-        and bool(options.get("uuids"))
-        and not any(options.get(name) for name in _REPLACEMENTS)
+        and _are_plain(options)
         and holds_everything()
         and not torch.is_grad_enabled()
     )
+
+
+def _are_plain(options: Mapping[str, Any]) -> bool:
+    return bool(options.get("uuids")) and options.keys() <= _IDLE_OPTIONS
 
 
 @functools.cache
