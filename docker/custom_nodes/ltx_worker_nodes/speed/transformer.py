@@ -1,9 +1,9 @@
 """LTX-2's transformer block with its row operations fused.
 
-The same arithmetic as ComfyUI's block, in the same order. Attention stays ComfyUI's own call, and so
-does each layer whose weights do not lie ready (`linear.py`): offloaded and LoRA-patched weights and
-other attention functions work as ever. A block that the kernels do not fit (another device, a width that is not
-contiguous, tokens that do not divide into the timestep's rows) runs as it did.
+The same arithmetic as ComfyUI's block, in the same order. Attention stays ComfyUI's own call, and
+so does each layer whose weights do not lie ready (`linear.py`): offloaded and LoRA-patched weights
+and other attention functions work as ever. A block that the kernels do not fit (another device, a
+width that is not contiguous, tokens that do not divide into the timestep's rows) runs as it did.
 """
 
 from __future__ import annotations
