@@ -92,16 +92,18 @@ def engine(
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def slow_engine(
-    engine_name: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    engine_name: str, tmp_path_factory: pytest.TempPathFactory, clean_environment: None
 ) -> Generator[engines.Engine]:
-    """An engine on which a step takes a while; on a real ComfyUI every step does."""
-    if engine_name == "comfyui":
-        yield request.getfixturevalue("engine")
-        return
-    request.getfixturevalue("clean_environment")
-    with engines.sandbox(tmp_path_factory.mktemp("slow"), ["--speed", "1"]) as running:
+    """An engine of a file's own on which a step takes a while; on a ComfyUI every step does."""
+    folder = tmp_path_factory.mktemp("slow")
+    starting = (
+        engines.sandbox(folder, ["--speed", "1"])
+        if engine_name == "sandbox"
+        else start_engine(engine_name, folder)
+    )
+    with starting as running:
         yield running
 
 
