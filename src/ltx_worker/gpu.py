@@ -26,9 +26,9 @@ from ltx_worker.geometry import MIN_FRAMES, RESOLUTIONS, Size, snap_frames_down
 from ltx_worker.settings import Settings
 
 _FIELDS = ("name", "memory.total", "driver_version", "mig.mode.current")
-# What nvidia-smi writes for what it cannot tell: [N/A], [Not Supported], [Unknown Error].
 # The folders of the models that take tens of gigabytes.
 _LARGE = ("checkpoints", "text_encoders")
+# What nvidia-smi writes for what it cannot tell: [N/A], [Not Supported], [Unknown Error].
 _UNTOLD = re.compile(r"\[[^\]]*\]|N/A")
 _SLICE = re.compile(r"\s+MIG (\S*?(\d+)gb\S*)\s", re.ASCII)
 _LOST = "Look at nvidia-smi on the machine, or rent another one."

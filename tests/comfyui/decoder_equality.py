@@ -15,28 +15,18 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-WANTED = sys.argv[1:]
-sys.argv = [sys.argv[0], "--cpu"]
-sys.path[:0] = [
-    str(Path.cwd()),
-    str(Path(__file__).parents[2] / "docker" / "custom_nodes" / "ltx_worker_nodes"),
-    str(Path(__file__).parent),
-]
-# ruff: noqa: E402 - ComfyUI reads the command line as it is imported
-import comfy.options
+import comfyui_on_cpu
 
-comfy.options.enable_args_parsing()
+# isort: split
 import comfy.ldm.lightricks.vae.causal_video_autoencoder as autoencoder
-import comfy.model_management
 import speed
 import tiny_sizes
 import torch
 
 speed.install()
-from speed import decoder
+from speed import decoder  # noqa: E402 - installed by then
 
 _TOP: list[Any] = ["res_x", {"num_layers": 1, "inject_noise": False}]
 _BOTTOM: list[Any] = ["res_x", {"num_layers": 2, "inject_noise": False}]
@@ -165,7 +155,7 @@ def main() -> None:
     result: dict[str, Any] = {"triton": decoder.decoder_kernels is not None, "cases": {}}
     cases = CASES | MISFITS
     with torch.inference_mode():
-        for name in WANTED or cases:
+        for name in comfyui_on_cpu.ARGUMENTS or cases:
             start = time.perf_counter()
             result["cases"][name] = compare(cases[name])
             print(name, f"{time.perf_counter() - start:.1f} s", file=sys.stderr)  # noqa: T201

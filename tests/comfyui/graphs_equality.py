@@ -11,15 +11,14 @@ from __future__ import annotations
 import json
 import sys
 import uuid
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-# Sets up ComfyUI as it is imported.
+import comfyui_on_cpu  # noqa: F401 - sets up ComfyUI
+
+# isort: split
+import speed
 import torch
 import transformer_equality
-
-speed = transformer_equality.speed
 
 try:
     from speed import graphs, transformer

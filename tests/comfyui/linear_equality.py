@@ -11,18 +11,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-sys.argv = [sys.argv[0], "--cpu"]
-sys.path[:0] = [
-    str(Path.cwd()),
-    str(Path(__file__).parents[2] / "docker" / "custom_nodes" / "ltx_worker_nodes"),
-]
-# ruff: noqa: E402 - ComfyUI reads the command line as it is imported
-import comfy.options
+import comfyui_on_cpu  # noqa: F401 - sets up ComfyUI
 
-comfy.options.enable_args_parsing()
+# isort: split
 import comfy.ops
 import torch
 

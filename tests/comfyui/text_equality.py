@@ -13,18 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-MODELS = Path(sys.argv[1])
-sys.argv = [sys.argv[0], "--cpu"]
-sys.path[:0] = [
-    str(Path.cwd()),
-    str(Path(__file__).parents[2] / "docker" / "custom_nodes" / "ltx_worker_nodes"),
-    str(Path(__file__).parent),
-    str(Path(__file__).parent / "custom_nodes"),
-]
-# ruff: noqa: E402 - ComfyUI reads the command line as it is imported
-import comfy.options
+import comfyui_on_cpu
 
-comfy.options.enable_args_parsing()
+# isort: split
 import comfy.sd
 import ltx_tiny_gemma  # noqa: F401 - ComfyUI's Gemma in the tiny one's sizes
 import speed
@@ -33,6 +24,7 @@ import torch
 
 speed.install()
 
+MODELS = Path(comfyui_on_cpu.ARGUMENTS[0])
 PROMPT = tiny_sizes.TOKENIZER_TEXT[0]
 
 

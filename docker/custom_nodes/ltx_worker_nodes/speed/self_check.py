@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import decoder_kernels, kernels
 
@@ -19,14 +20,15 @@ _TOLERANCE = 2e-2  # bfloat16 has 8 bits
 def kernels_work(part: str = "transformer") -> bool:
     """Compile a part's kernels and compare them with torch; a failure is logged.
 
-    `part` is transformer, fp8 or decoder; where one does not work, ComfyUI's own operations serve.
+    `part` is transformer, fp8, attention (cuDNN's) or decoder; where one does not work, ComfyUI's
+    own operations serve.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     draw = functools.partial(torch.randn, device=device, dtype=torch.bfloat16)
     try:
         _COMPARISONS[part](draw)
     except Exception:  # noqa: BLE001 - whatever it is, the clip can be made without
-        _log.exception("The fused kernels of the %s do not work here", part)
+        _log.exception("The kernels of the %s do not work here", part)
         return False
     return True
 
@@ -58,6 +60,15 @@ def _compare_for_fp8(draw: Callable[..., torch.Tensor]) -> None:
     _require_close(most, torch.full((256,), 448.0, device=most.device))
 
 
+def _compare_for_attention(draw: Callable[..., torch.Tensor]) -> None:
+    # [batch, heads, tokens, width of a head]: LTX-2's width, and tokens that no tile divides.
+    rows = draw(1, 2, 1000, 128)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        found = attend(rows, rows, rows)
+    _require_close(found, attend(*[rows.float()] * 3))
+
+
 def _compare_for_decoder(draw: Callable[..., torch.Tensor]) -> None:
     x, bias = draw(1, 2, 4, 8, 128), draw(128)
     edges = decoder_kernels.Edges(None, front=1, end=1, border=False)
@@ -85,11 +96,12 @@ def _compare_for_decoder(draw: Callable[..., torch.Tensor]) -> None:
 def _require_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     error = ((found.float() - expected).norm() / expected.norm()).item()
     if not error < _TOLERANCE:
-        raise ArithmeticError(f"A fused kernel is off by {error:.2e}")
+        raise ArithmeticError(f"A kernel is off by {error:.2e}")
 
 
 _COMPARISONS = {
     "transformer": _compare_for_transformer,
     "fp8": _compare_for_fp8,
+    "attention": _compare_for_attention,
     "decoder": _compare_for_decoder,
 }
